@@ -1,0 +1,187 @@
+"""One rank's task, data and model, from the first round of a run to the last."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from pydantic import ValidationError
+from torch import Tensor, nn
+
+from fedplat.errors import LayoutError
+from fedplat.metrics import MetricSums
+from fedplat.params import Group, Layout, Parameter, Vector
+from fedplat.reasons import Code, Reason
+from fedplat.seeds import Purpose, derive_seed
+from fedplat.spec.model import RunSpec
+from fedplat.wire.http import Phase
+from fedplat.wire.messages import layout_to_wire
+from fedplat_silo.data.errors import Refused
+from fedplat_silo.data.source import DataSource
+from fedplat_silo.tasks import registry
+from fedplat_silo.tasks.base import Task
+from fedplat_silo.trainer.ddp import Place, copy_from_first, wrap
+from fedplat_silo.trainer.local import LocalStore
+from fedplat_silo.trainer.loop import LocalRound, evaluate
+from fedplat_silo.trainer.messages import Command, Done, Prepared
+from fedplat_silo.trainer.plan import TrainingPlan
+
+Report = Callable[[Phase, float], None]
+
+
+class Session:
+    """Executes the parent's commands. Everything is allocated once."""
+
+    def __init__(self, plan: TrainingPlan, place: Place, report: Report) -> None:
+        self.plan, self.place = plan, place
+        self._report = report
+        self.task = load_task(plan.spec)
+        self.data = self.task.load(DataSource(plan.data, plan.spec.data))
+        model = self._build_model().to(place.device)
+        self.layout = find_layout(model, plan.spec)
+        frozen = self.layout.names(Group.FROZEN)
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_(parameter.requires_grad and name not in frozen)
+        self._module = model
+        self._state = dict(model.state_dict(keep_vars=True))
+        self._model = wrap(model, place)
+        self._local_store = LocalStore(plan.run_dir)
+        self._first_local = {k: t.clone() for k, t in self._local.items()}
+
+    def prepared(self) -> Prepared:
+        """What the parent has to know about this silo's data and model."""
+        return Prepared(
+            layout=layout_to_wire(self.layout),
+            frozen_hash=hash_tensors([self._state[name] for name in self.layout.names(Group.FROZEN)]),
+            num_train=len(self.data.train),
+            num_test=len(self.data.test),
+            warnings=self.data.warnings,
+            torch_version=str(torch.__version__),
+            device=self.place.device.type,
+        )
+
+    def write_initial(self, out: Vector) -> Done:
+        """The shared parameters of a new model."""
+        state = self._build_model().state_dict()
+        for name, view in self.layout.split(out).items():
+            torch.from_numpy(view).copy_(state[name])
+        return Done()
+
+    def train(self, command: Command, weights: Vector, out: Vector) -> Done:
+        """Measures the received weights if asked, trains, and writes the update; Refused if it is not finite."""
+        received = {name: torch.from_numpy(view) for name, view in self.layout.split(weights).items()}
+        self._restore(received, before=command.round)
+        begin = time.perf_counter()
+        evaluated = self._evaluate() if command.evaluate else None
+        middle, busy = time.perf_counter(), time.process_time()
+        trained, waited_s = self._train_round(command, received)
+        busy_s, end = time.process_time() - busy, time.perf_counter()
+        self._write_update(received, out)
+        self._keep_local(command.round)
+        return Done(
+            trained=trained,
+            evaluated=evaluated,
+            training_s=end - middle,
+            evaluating_s=middle - begin,
+            busy_s=busy_s if self.place.device.type == "cpu" else end - middle - waited_s,
+        )
+
+    def evaluate(self, command: Command, weights: Vector) -> Done:
+        """Measures the received weights, with the local parameters as they are after `command.round`."""
+        received = {name: torch.from_numpy(view) for name, view in self.layout.split(weights).items()}
+        self._restore(received, before=command.round + 1)
+        begin = time.perf_counter()
+        return Done(evaluated=self._evaluate(), evaluating_s=time.perf_counter() - begin)
+
+    @property
+    def _local(self) -> dict[str, Tensor]:
+        return {name: self._state[name].detach() for name in self.layout.names(Group.LOCAL)}
+
+    def _build_model(self) -> nn.Module:
+        torch.manual_seed(derive_seed(self.plan.spec.seed, "", 0, Purpose.MODEL))
+        return self.task.build_model()
+
+    @torch.no_grad()
+    def _restore(self, received: dict[str, Tensor], before: int) -> None:
+        for name, tensor in received.items():
+            self._state[name].copy_(tensor)
+        if self._first_local:
+            newest = self._local_store.newest_before(before)
+            stored = self._local_store.load(newest) if newest else self._first_local
+            for name, tensor in self._local.items():
+                tensor.copy_(stored[name])
+
+    def _evaluate(self) -> MetricSums | None:
+        if not len(self.data.test):
+            return None
+        self._report(Phase.EVALUATING, 0.0)
+        return evaluate(
+            self.task,
+            self._module,
+            self.data.test,
+            self.plan.spec.training,
+            self.place,
+            lambda share: self._report(Phase.EVALUATING, share),
+        )
+
+    def _train_round(self, command: Command, received: dict[str, Tensor]) -> tuple[MetricSums, float]:
+        spec, silo = self.plan.spec, self.plan.silo
+        self._report(Phase.TRAINING, 0.0)
+        torch.manual_seed(derive_seed(spec.seed, silo, command.round, Purpose.TRAINING) + self.place.rank)
+        work = LocalRound(
+            model=self._model,
+            examples=self.data.train,
+            training=spec.training,
+            seed=derive_seed(spec.seed, silo, command.round, Purpose.BATCHES),
+            place=self.place,
+            received=received,
+            proximal_mu=command.proximal_mu,
+            report=lambda share: self._report(Phase.TRAINING, share),
+        )
+        return self.task.train_round(work), work.waited_s
+
+    @torch.no_grad()
+    def _write_update(self, received: dict[str, Tensor], out: Vector) -> None:
+        # Buffers that each rank has of its own (running means) are those of rank 0.
+        copy_from_first(list(self._module.buffers()), self.place)
+        if self.place.rank:
+            return
+        for name, view in self.layout.split(out).items():
+            update = torch.from_numpy(view)
+            torch.sub(self._state[name].float().cpu(), received[name], out=update)
+            if not torch.isfinite(update).all():
+                raise Refused(Reason.of(Code.UPDATE_NOT_FINITE), f"the update of {name!r} is not finite")
+
+    def _keep_local(self, round_number: int) -> None:
+        if self._first_local and self.place.rank == 0:
+            self._local_store.save(round_number, self._local)
+
+
+def load_task(spec: RunSpec) -> Task[Any]:
+    """The spec's task, with its options. Refused with TASK_MISSING or TASK_OPTIONS."""
+    task = registry.load(spec.task.name)
+    try:
+        return task(spec)
+    except ValidationError as error:
+        raise Refused(Reason.of(Code.TASK_OPTIONS, task=spec.task.name), str(error)) from None
+
+
+def find_layout(model: nn.Module, spec: RunSpec) -> Layout:
+    """The layout of the model's parameters and buffers. Refused with LAYOUT if the groups do not fit it."""
+    state = model.state_dict()
+    parameters = [Parameter(n, tuple(t.shape), str(t.dtype).removeprefix("torch.")) for n, t in state.items()]
+    try:
+        return Layout.assign(parameters, spec.model)
+    except LayoutError as error:
+        raise Refused(Reason.of(Code.LAYOUT), str(error)) from None
+
+
+def hash_tensors(tensors: list[Tensor]) -> str:
+    """SHA-256 over the bytes of the tensors, in order; "" for none."""
+    digest = hashlib.sha256()
+    for tensor in tensors:
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest() if tensors else ""

@@ -1,0 +1,58 @@
+"""The root command. The sides' commands come by entry point; nothing heavy is imported until one of them runs."""
+
+from __future__ import annotations
+
+import sys
+from importlib.metadata import entry_points
+from typing import NoReturn
+
+import click
+
+from fedplat import __version__
+from fedplat.errors import FedplatError
+
+_INTERRUPTED = 130
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="fedplat")
+def root() -> None:
+    """Federated training across institutions that may not share data.
+
+    \b
+    On the server:  fedplat server start; fedplat silo invite NAME; fedplat run submit study.toml
+    In a hospital:  fedplat client join --silo NAME --invite LINE --data NAME=PATH
+    To look first:  fedplat demo
+    """
+
+
+def load_commands() -> click.Group:
+    """The root command with every installed side's groups."""
+    from fedplat.commands import demo
+
+    root.add_command(demo)
+    for entry in sorted(entry_points(group="fedplat.commands"), key=lambda e: e.name):
+        root.add_command(entry.load(), entry.name)
+    return root
+
+
+def main() -> NoReturn:
+    """The one boundary where errors become text for a person: no traceback reaches a user."""
+    try:
+        status = load_commands().main(standalone_mode=False)
+    except click.exceptions.Abort:
+        sys.exit(_INTERRUPTED)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except FedplatError as error:
+        click.echo(f"error: {error.message}", err=True)
+        if error.hint:
+            click.echo(f"  {error.hint}", err=True)
+        sys.exit(1)
+    except BrokenPipeError:
+        sys.stderr.close()
+        sys.exit(1)
+    except KeyboardInterrupt:
+        sys.exit(_INTERRUPTED)
+    sys.exit(status if isinstance(status, int) else 0)

@@ -1,0 +1,166 @@
+"""Typed reasons: what a silo may say about a failure.
+
+A reason is a code with numbers and with names from the spec's schema; never a value, a path, free text or a
+traceback, for those can hold a patient. People read the sentence that this table makes of it, at the server as well
+as at the silo; the detail stays in the silo's own log.
+"""
+
+from __future__ import annotations
+
+import re
+from enum import StrEnum
+from typing import Annotated, Self
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+
+from fedplat.spec.base import PLAIN
+
+# Long enough for a column's name, too short and too plain for a record.
+Word = Annotated[str, StringConstraints(max_length=200, pattern=PLAIN)]
+Number = Annotated[int, Field(ge=-(2**63), lt=2**63)]
+_WORD = re.compile(r"\{(\w+)(!r)?\}")
+
+
+class Code(StrEnum):
+    """Why a silo does not do what it was asked. The text after each is for people; {words} are parameters."""
+
+    POLICY = "policy"
+    SPEC_MISMATCH = "spec_mismatch"
+    BUSY = "busy"
+    PAUSED = "paused"
+    STOPPED = "stopped"
+    DATASET_UNKNOWN = "dataset_unknown"
+    DATASET_UNREADABLE = "dataset_unreadable"
+    DATASET_EMPTY = "dataset_empty"
+    COLUMN_MISSING = "column_missing"
+    CATEGORY_UNKNOWN = "category_unknown"
+    TARGET_UNKNOWN = "target_unknown"
+    NUMBER_INVALID = "number_invalid"
+    VALUE_MISSING = "value_missing"
+    ONE_CLASS = "one_class"
+    CONSTANT_COLUMN = "constant_column"
+    TASK_MISSING = "task_missing"
+    TASK_VERSION = "task_version"
+    TASK_OPTIONS = "task_options"
+    TASK_FAILED = "task_failed"
+    LAYOUT = "layout"
+    LAYOUT_DIFFERS = "layout_differs"
+    FROZEN_DIFFERS = "frozen_differs"
+    NO_MAJORITY = "no_majority"
+    WORKERS_FAILED = "workers_failed"
+    UPDATE_NOT_FINITE = "update_not_finite"
+    MESSAGE_INVALID = "message_invalid"
+    NO_ANSWER = "no_answer"
+    REVOKED = "revoked"
+    INTERNAL = "internal"
+
+
+_TEXT: dict[Code, tuple[str, str]] = {
+    Code.POLICY: (
+        "its policy does not allow this: {rule}",
+        "the silo's administrator decides, in policy.toml",
+    ),
+    Code.SPEC_MISMATCH: ("it knows this run with another spec", "submit the changed spec as a new run"),
+    Code.BUSY: ("it is busy with another run", "it joins when that run ends"),
+    Code.PAUSED: ("its administrator has paused it", "fedplat client pause --off at the silo"),
+    Code.STOPPED: ("its administrator has stopped it", "fedplat client join at the silo"),
+    Code.DATASET_UNKNOWN: (
+        "it has no dataset {dataset!r}",
+        "at the silo: fedplat client join --silo NAME --data {dataset}=PATH",
+    ),
+    Code.DATASET_UNREADABLE: (
+        "its dataset {dataset!r} cannot be read",
+        "the silo's log names the file and the line",
+    ),
+    Code.DATASET_EMPTY: (
+        "its dataset {dataset!r} has no records in the {part} set",
+        "check the file at the silo and [data] test_share",
+    ),
+    Code.COLUMN_MISSING: (
+        "its data has no column {column!r}",
+        "compare the file's header with [task.options]",
+    ),
+    Code.CATEGORY_UNKNOWN: (
+        "column {column!r} holds a category that the schema does not list",
+        "the silo's log names the line",
+    ),
+    Code.TARGET_UNKNOWN: (
+        "the target {column!r} holds a class that the schema does not list",
+        "the silo's log names the line",
+    ),
+    Code.NUMBER_INVALID: (
+        "column {column!r} holds something that is not a finite number",
+        "the silo's log names the line",
+    ),
+    Code.VALUE_MISSING: (
+        "column {column!r} has a missing value, which the schema refuses",
+        "set 'missing' for that column in the spec, or mend the data; the silo's log names the line",
+    ),
+    Code.ONE_CLASS: (
+        "its training records are all of one class of {column!r}",
+        "it can take part, but alone it cannot learn to tell classes apart",
+    ),
+    Code.CONSTANT_COLUMN: ("column {column!r} is constant in its data", "its standard deviation counts as 1"),
+    Code.TASK_MISSING: (
+        "the task {task!r} is not installed there",
+        "install the package that offers it by the entry point fedplat.tasks",
+    ),
+    Code.TASK_VERSION: (
+        "it has another version of the task {task!r} than the others",
+        "install the same package version in all silos",
+    ),
+    Code.TASK_OPTIONS: ("the task {task!r} does not accept its options", "the silo's log says which"),
+    Code.TASK_FAILED: ("the task failed while {phase}", "the silo's log has the detail"),
+    Code.LAYOUT: ("its model does not fit the groups of [model]", "the silo's log names the pattern"),
+    Code.LAYOUT_DIFFERS: (
+        "its model has another layout than the others",
+        "same task options and same package versions give the same layout",
+    ),
+    Code.FROZEN_DIFFERS: (
+        "its frozen parameters differ from the others'",
+        "all silos need the same base weights",
+    ),
+    Code.NO_MAJORITY: (
+        "the silos disagree on the {what}, and none is the most common",
+        "pin it in the spec, or name the silos of one kind in [silos] names",
+    ),
+    Code.WORKERS_FAILED: (
+        "its training workers failed while {phase} (exit status {status}) after {restarts} restarts",
+        "the silo's log has the detail",
+    ),
+    Code.UPDATE_NOT_FINITE: ("its update holds values that are not finite", "lower the learning rate"),
+    Code.MESSAGE_INVALID: ("it could not read the server's message", "check that both run the same version"),
+    Code.NO_ANSWER: ("it did not answer in time", "it takes part again as soon as it calls"),
+    Code.REVOKED: ("it was revoked", "fedplat silo invite NAME to let it back in"),
+    Code.INTERNAL: ("something unforeseen failed while {phase}", "the silo's log has the detail"),
+}
+
+
+class Reason(BaseModel):
+    """A code and its parameters; `str()` is the sentence, `hint` what to do next."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    code: Code
+    words: dict[Word, Word | Number] = Field(default_factory=dict, max_length=8)
+
+    @classmethod
+    def of(cls, code: Code, **words: str | int) -> Self:
+        """`Reason.of(Code.COLUMN_MISSING, column="age")`."""
+        return cls(code=code, words=dict(words))
+
+    def __str__(self) -> str:
+        return self._render(_TEXT[self.code][0])
+
+    @property
+    def hint(self) -> str:
+        """What to do next."""
+        return self._render(_TEXT[self.code][1])
+
+    def _render(self, template: str) -> str:
+        # Words come from the other side: they are put in as they are, in one pass, never interpreted as a format.
+        def word(match: re.Match[str]) -> str:
+            value = self.words.get(match[1], "?")
+            return repr(value) if match[2] else str(value)
+
+        return _WORD.sub(word, template)

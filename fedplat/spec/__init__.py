@@ -1,0 +1,37 @@
+"""The run spec: what is to be trained, on which data, by which rules. Everything else follows from it."""
+
+from fedplat.spec.load import load_spec, parse_spec
+from fedplat.spec.model import (
+    DataSection,
+    EvaluationSection,
+    ModelSection,
+    RoundsSection,
+    RunSpec,
+    SilosSection,
+    StrategyName,
+    StrategySection,
+    TaskSection,
+    TrainingSection,
+    Weighting,
+)
+from fedplat.spec.tabular import Categorical, Numeric, TabularOptions, Target
+
+__all__ = [
+    "Categorical",
+    "DataSection",
+    "EvaluationSection",
+    "ModelSection",
+    "Numeric",
+    "RoundsSection",
+    "RunSpec",
+    "SilosSection",
+    "StrategyName",
+    "StrategySection",
+    "TabularOptions",
+    "Target",
+    "TaskSection",
+    "TrainingSection",
+    "Weighting",
+    "load_spec",
+    "parse_spec",
+]

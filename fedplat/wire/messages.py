@@ -1,0 +1,176 @@
+"""What server and silo say to each other in a run. Versioned, typed, and refusing what they do not know.
+
+Each request has one reply type. `Reply.failed` is set when the silo could not do what it was asked; then the other
+fields are absent. Buffers (weights, updates) travel beside the message as raw little-endian float32, never in it.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, ClassVar, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
+
+from fedplat.metrics import MetricSums
+from fedplat.params import Group, Layout, Parameter
+from fedplat.reasons import Reason
+from fedplat.spec.base import PLAIN
+
+RunId = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9-]{0,62}$")]
+Digest = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
+Short = Annotated[str, StringConstraints(max_length=200, pattern=PLAIN)]
+Seconds = Annotated[float, Field(ge=0, lt=1e9)]
+Amount = Annotated[int, Field(ge=0, lt=2**53)]
+
+
+class WireMessage(BaseModel):
+    """A message body: canonical JSON under one key of a Flower RecordDict."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+    kind: ClassVar[str]
+    version: Literal[1] = 1
+
+
+class Request(WireMessage):
+    """From the server, about one run."""
+
+    run: RunId
+    spec_hash: Digest
+
+
+class Reply(WireMessage):
+    """From a silo. `silo` makes equal contents of two silos different objects in the store."""
+
+    run: RunId
+    silo: Short
+    failed: Reason | None = None
+
+
+class JoinRequest(Request):
+    """Will you take part in this run? Carries the whole spec."""
+
+    kind = "query.join"
+    spec: str = Field(max_length=4_000_000)
+    num_silos: Amount
+
+
+class Capabilities(WireMessage):
+    """What a silo trains with."""
+
+    fedplat: Short
+    torch: Short = ""
+    device: Short = "cpu"
+    workers: Annotated[int, Field(ge=1, le=4096)] = 1
+    threads: Annotated[int, Field(ge=1, le=4096)] = 1
+
+
+class WireParameter(BaseModel):
+    """A parameter of the layout as it travels."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    name: Annotated[str, StringConstraints(min_length=1, max_length=500, pattern=PLAIN)]
+    shape: tuple[Annotated[int, Field(ge=0, lt=2**40)], ...] = Field(max_length=16)
+    dtype: Annotated[str, StringConstraints(pattern=r"^[a-z0-9_]{1,20}$")]
+    group: Group
+
+
+class JoinReply(Reply):
+    """Accepted: what I can do and what my model looks like. Refused: why."""
+
+    kind = "query.join"
+    capabilities: Capabilities | None = None
+    task_version: Short = ""
+    task_hash: Short = ""
+    layout: tuple[WireParameter, ...] = Field(default=(), max_length=200_000)
+    frozen_hash: Short = ""
+    num_examples: Amount | None = None
+    min_cohort: Annotated[int, Field(ge=1, le=1000)] = 1
+    warnings: tuple[Reason, ...] = Field(default=(), max_length=100)
+
+    @model_validator(mode="after")
+    def _distinct_names(self) -> Self:
+        if len({p.name for p in self.layout}) != len(self.layout):
+            raise ValueError("a parameter is listed twice")
+        return self
+
+
+class WeightsRequest(Request):
+    """Send the initial weights (one silo is asked). The reply's buffer holds them."""
+
+    kind = "query.weights"
+
+
+class WeightsReply(Reply):
+    """The initial weights are in the buffer."""
+
+    kind = "query.weights"
+
+
+class TrainRequest(Request):
+    """Train from the weights in the buffer. `evaluate`: measure them first; they are those of `round - 1`."""
+
+    kind = "train"
+    round: Annotated[int, Field(ge=1)]
+    step: Annotated[int, Field(ge=1)]
+    roster: tuple[Short, ...] = Field(max_length=1000)
+    evaluate: bool
+    proximal_mu: Annotated[float, Field(ge=0)] = 0.0
+
+
+class Timings(WireMessage):
+    """Where a silo's time went in one round. `busy_share`: the workers' busy share of the training time."""
+
+    waiting_s: Seconds = 0.0
+    training_s: Seconds = 0.0
+    evaluating_s: Seconds = 0.0
+    communicating_s: Seconds = 0.0
+    samples_per_s: Annotated[float, Field(ge=0)] = 0.0
+    busy_share: Annotated[float, Field(ge=0, le=1)] = 0.0
+    restarts: Amount = 0
+
+
+class TrainReply(Reply):
+    """The update (`trained - received`, float32) is in the buffer, unless `failed`.
+
+    `weight`: what it counts in the mean. `evaluated`: sums over the silo's test records with the received weights.
+    `trained`: sums over the training batches as they were seen. Absent where the policy does not share them.
+    `share_metrics`: whether the server may keep and show this silo's own figures.
+    """
+
+    kind = "train"
+    round: Annotated[int, Field(ge=1)]
+    step: Annotated[int, Field(ge=1)]
+    weight: Annotated[float, Field(gt=0, lt=2**53)] = 1.0
+    num_examples: Amount | None = None
+    evaluated: MetricSums | None = None
+    trained: MetricSums | None = None
+    share_metrics: bool = False
+    timings: Timings = Timings()
+
+
+class EvaluateRequest(Request):
+    """Measure the weights in the buffer: the closing evaluation, of the last round's model."""
+
+    kind = "evaluate"
+    round: Annotated[int, Field(ge=0)]
+
+
+class EvaluateReply(Reply):
+    """Sums over the silo's test records. Absent where the policy does not share them."""
+
+    kind = "evaluate"
+    round: Annotated[int, Field(ge=0)]
+    evaluated: MetricSums | None = None
+    share_metrics: bool = False
+    timings: Timings = Timings()
+
+
+def layout_to_wire(layout: Layout) -> tuple[WireParameter, ...]:
+    """The layout as a join reply carries it."""
+    pairs = zip(layout.parameters, layout.groups, strict=True)
+    return tuple(WireParameter(name=p.name, shape=p.shape, dtype=p.dtype, group=g) for p, g in pairs)
+
+
+def layout_from_wire(parameters: tuple[WireParameter, ...]) -> Layout:
+    """The layout that a silo has sent."""
+    known = tuple(Parameter(p.name, p.shape, p.dtype) for p in parameters)
+    return Layout(known, tuple(p.group for p in parameters))

@@ -1,0 +1,7 @@
+"""From many silos' updates to one mean update. Plain sums; secure ones end in the same result."""
+
+from __future__ import annotations
+
+from fedplat_server.aggregation.plain import Update, UpdateError, update_norm, weighted_mean
+
+__all__ = ["Update", "UpdateError", "update_norm", "weighted_mean"]

@@ -1,0 +1,180 @@
+"""The beginning of a run: who takes part, with which model, from which weights."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from fedplat.errors import FedplatError, LayoutError, WireError
+from fedplat.params import Layout, Vector
+from fedplat.reasons import Code, Reason
+from fedplat.spec import RunSpec
+from fedplat.wire.messages import JoinReply, JoinRequest, WeightsReply, WeightsRequest, layout_from_wire
+from fedplat_server.exchange import Given, Inquiry
+from fedplat_server.registry import Member, Registry
+
+# A silo that is busy or paused is asked again; the others have given their answer.
+_LATER = frozenset({Code.BUSY, Code.PAUSED})
+ASK_AGAIN_S = 5.0
+
+
+class RunFailed(FedplatError):
+    """A run that cannot go on; the message is its reason."""
+
+
+@dataclass
+class Answers:
+    """What the silos have said so far."""
+
+    accepted: dict[str, JoinReply] = field(default_factory=dict)
+    refused: dict[str, Reason] = field(default_factory=dict)
+    later: dict[str, float] = field(default_factory=dict)
+
+    def take(self, given: Given[JoinReply]) -> None:
+        """File one silo's answer."""
+        reply = given.parcel.body
+        reason = reply.failed or _unusable(reply)
+        if reason is None:
+            self.accepted[given.silo] = reply
+            self.refused.pop(given.silo, None)
+            return
+        self.refused[given.silo] = reason
+        if reason.code in _LATER:
+            self.later[given.silo] = time.monotonic() + ASK_AGAIN_S
+
+    def minimum(self, spec: RunSpec) -> int:
+        """Of several minimums the largest holds."""
+        return max([spec.silos.minimum, *(r.min_cohort for r in self.accepted.values())])
+
+    def refusals(self) -> str:
+        """In one line."""
+        return "; ".join(f"{silo}: {reason}" for silo, reason in sorted(self.refused.items()))
+
+
+@dataclass(frozen=True)
+class Recruiting:
+    """Asks the silos of a run. `report` hears each answer; `waiting` hears whom the run waits for."""
+
+    spec: RunSpec
+    request: JoinRequest
+    registry: Registry
+    report: Callable[[str, JoinReply, Reason | None], None]
+    waiting: Callable[[Sequence[str], int], None]
+
+    def gather(self, inquiry: Inquiry[JoinReply]) -> Answers:
+        """Wait for the silos. RunFailed if the minimum can't be reached."""
+        answers = Answers()
+        asked: set[str] = set()
+        begun = time.monotonic()
+        while True:
+            self._ask(inquiry, asked, answers)
+            for given in inquiry.answers(timeout_s=1.0):
+                answers.take(given)
+                self.report(given.silo, given.parcel.body, answers.refused.get(given.silo))
+            if self._done(answers, asked, time.monotonic() - begun):
+                return answers
+
+    def _wanted(self) -> list[str]:
+        return sorted(self.spec.silos.names or (m.name for m in self.registry.members()))
+
+    def _ask(self, inquiry: Inquiry[JoinReply], asked: set[str], answers: Answers) -> None:
+        now = time.monotonic()
+        again = {silo for silo, at in answers.later.items() if at <= now}
+        names = [n for n in self._wanted() if n not in asked or n in again]
+        members = [m for m in map(self.registry.member, names) if m is not None]
+        for member in members:
+            answers.later.pop(member.name, None)
+            asked.add(member.name)
+        if members:
+            inquiry.ask(members, self.request)
+
+    def _done(self, answers: Answers, asked: set[str], waited_s: float) -> bool:
+        minimum = answers.minimum(self.spec)
+        enough = len(answers.accepted) >= minimum
+        final = [s for s, r in answers.refused.items() if r.code not in _LATER]
+        missing = [n for n in self._wanted() if n not in answers.accepted and n not in final]
+        if enough and (not missing or waited_s >= self.spec.silos.join_timeout_s):
+            return True
+        if not enough and not missing and asked:
+            said = answers.refusals() or "nobody else is enrolled"
+            raise RunFailed(f"{len(answers.accepted)} of at least {minimum} silos take part ({said})")
+        if waited_s >= self.spec.silos.wait_s:
+            raise RunFailed(
+                f"{len(answers.accepted)} of at least {minimum} silos take part; "
+                f"no answer from {', '.join(missing) or 'any other silo'} in {waited_s:.0f} s"
+            )
+        self.waiting(missing, minimum)
+        return False
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """The model that the silos agree on, and who does not."""
+
+    layout: Layout
+    members: tuple[str, ...]
+    excluded: Mapping[str, Reason]
+
+
+def agree(spec: RunSpec, accepted: Mapping[str, JoinReply], init_layout: str | None = None) -> Agreement:
+    """Same task, same layout, same frozen weights: the reference is the init file, else the spec, else the most
+    common; silos that differ are excluded by name. RunFailed if no reference is the most common."""
+    left = dict(accepted)
+    excluded: dict[str, Reason] = {}
+    layouts = {silo: layout_from_wire(reply.layout) for silo, reply in accepted.items()}
+    task = spec.task.name
+    checks: list[tuple[str, Callable[[str], str], str | None, Reason]] = [
+        ("task", lambda s: accepted[s].task_hash, None, Reason.of(Code.TASK_VERSION, task=task)),
+        (
+            "model layout",
+            lambda s: layouts[s].fingerprint,
+            init_layout or spec.model.fingerprint or None,
+            Reason.of(Code.LAYOUT_DIFFERS),
+        ),
+        ("frozen parameters", lambda s: accepted[s].frozen_hash, None, Reason.of(Code.FROZEN_DIFFERS)),
+    ]
+    for what, value_of, pinned, reason in checks:
+        values = {silo: value_of(silo) for silo in left}
+        reference = pinned or _most_common(values, what)
+        for silo in [s for s, v in values.items() if v != reference]:
+            excluded[silo] = reason
+            del left[silo]
+    if not left:
+        raise RunFailed("no silo has the model that the run asks for: " + ", ".join(sorted(excluded)))
+    members = tuple(sorted(left))
+    return Agreement(layouts[members[0]], members, excluded)
+
+
+def _most_common(values: Mapping[str, str], what: str) -> str:
+    ranked = Counter(values.values()).most_common(2)
+    if len(ranked) == 2 and ranked[0][1] == ranked[1][1]:
+        raise RunFailed(f"{Reason.of(Code.NO_MAJORITY, what=what)}: {', '.join(sorted(values))}")
+    return ranked[0][0] if ranked else ""
+
+
+def _unusable(reply: JoinReply) -> Reason | None:
+    """A layout that makes no sense is a message that makes no sense."""
+    try:
+        layout = layout_from_wire(reply.layout)
+    except LayoutError:
+        return Reason.of(Code.MESSAGE_INVALID)
+    return None if layout.size else Reason.of(Code.MESSAGE_INVALID)
+
+
+def first_weights(
+    inquiry: Inquiry[WeightsReply], question: WeightsRequest, members: Sequence[Member], size: int, timeout_s: float
+) -> Vector:
+    """The initial weights from the first of `members` that sends them: all build the same from the run's seed."""
+    for member in members:
+        inquiry.ask([member], question)
+        deadline = time.monotonic() + timeout_s
+        while member.name in inquiry.waiting_for and (left_s := deadline - time.monotonic()) > 0:
+            for given in inquiry.answers(left_s):
+                if given.failed is None:
+                    try:
+                        return given.parcel.vector(size)
+                    except WireError:
+                        continue
+    raise RunFailed("no silo sent the initial weights")

@@ -1,0 +1,81 @@
+"""The SQL store: every fact of the federation that must outlive the process. SQLite or PostgreSQL.
+
+    store = open_store("sqlite:////srv/fedplat/fedplat.db")
+    store.silos, store.runs, store.rounds, store.events
+
+Every write is one short transaction, and the writes that matter append their event in it. docs/schema.md tells
+the tables.
+"""
+
+from __future__ import annotations
+
+from fedplat_server.store.events import Events
+from fedplat_server.store.migrations import migrate
+from fedplat_server.store.records import (
+    Evaluation,
+    Event,
+    Invite,
+    Round,
+    Run,
+    RunSilo,
+    Silo,
+    SiloRound,
+    SiloRoundFields,
+)
+from fedplat_server.store.rounds import Rounds
+from fedplat_server.store.runs import Runs
+from fedplat_server.store.session import Database
+from fedplat_server.store.silos import Silos
+from fedplat_server.store.tables import InviteKind, RunSiloState, SiloState, Split
+
+__all__ = [
+    "Evaluation",
+    "Event",
+    "Invite",
+    "InviteKind",
+    "Round",
+    "Run",
+    "RunSilo",
+    "RunSiloState",
+    "Silo",
+    "SiloRound",
+    "SiloRoundFields",
+    "SiloState",
+    "Split",
+    "Store",
+    "open_store",
+]
+
+
+class Store:
+    """The repositories of one database, one a noun. Thread-safe."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        self.silos = Silos(database)
+        self.runs = Runs(database)
+        self.rounds = Rounds(database)
+        self.events = Events(database)
+
+    def __repr__(self) -> str:
+        return f"Store({self._database.name})"
+
+    def close(self) -> None:
+        """Close every connection."""
+        self._database.close()
+
+
+def open_store(url: str) -> Store:
+    """Open the database behind `url`, creating or migrating its tables.
+
+    `sqlite:///PATH` or `postgresql://USER:PASSWORD@HOST/DATABASE`. Safe to call from several processes at once.
+    Raises StoreError where the database cannot be used, or is another program's or a newer version's.
+    """
+    database = Database(url)
+    try:
+        with database.write() as connection:
+            migrate(connection, database.name)
+    except BaseException:
+        database.close()
+        raise
+    return Store(database)

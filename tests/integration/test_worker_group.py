@@ -1,0 +1,440 @@
+"""Worker groups as a silo uses them: real processes, real sockets, real kills."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import stat
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from fedplat.metrics import MetricSums, summarise
+from fedplat.params import Group
+from fedplat.reasons import Code
+from fedplat.spec import parse_spec
+from fedplat.spec.model import RunSpec
+from fedplat.wire.http import Phase
+from fedplat_silo.trainer import (
+    Cancelled,
+    EvaluateOrder,
+    TrainingFailed,
+    TrainingPlan,
+    TrainOrder,
+    TrainResult,
+    WorkerGroup,
+)
+
+SECRET = "patient-4711-has-gout"
+
+SPEC = """
+name = "test"
+seed = 3
+data = {{ name = "clinic", test_share = 0.25 }}
+rounds = {{ count = 3 }}
+model = {{ {model} }}
+[task]
+name = "tabular"
+[task.options]
+model = "mlp"
+hidden = [8]
+scaling = "local"
+target = {{ column = "ill", categories = ["no", "yes"] }}
+features = [
+  {{ column = "age", kind = "numeric" }},
+  {{ column = "sex", kind = "categorical", categories = ["f", "m"] }},
+]
+[training]
+{training}
+"""
+
+ADD_CONSTANT = """
+name = "test"
+task = {{ name = "add_constant", options = {{ size = 1000, seconds = {seconds} }} }}
+data = {{ name = "none" }}
+rounds = {{ count = 3 }}
+training = {{ epochs = 1 }}
+"""
+
+
+def tabular(training: str, model: str = "") -> RunSpec:
+    return parse_spec(SPEC.format(training=training, model=model))
+
+
+def add_constant(seconds: float) -> RunSpec:
+    return parse_spec(ADD_CONSTANT.format(seconds=seconds))
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("data") / "clinic.csv"
+    random = np.random.default_rng(0)
+    rows = ["age,sex,ill"]
+    for _ in range(400):
+        age, sex = random.normal(50, 10), random.choice(["f", "m"])
+        rows.append(f"{age:.3f},{sex},{'yes' if age + 5 * (sex == 'm') + random.normal(0, 8) > 55 else 'no'}")
+    path.write_text("\n".join(rows))
+    return path
+
+
+Make = Callable[..., WorkerGroup]
+
+
+@pytest.fixture
+def make(tmp_path: Path, data: Path) -> Iterator[Make]:
+    """Makes groups that are closed at the end."""
+    groups: list[WorkerGroup] = []
+
+    def build(
+        spec: RunSpec,
+        num_workers: int = 1,
+        on_progress: Callable[[Phase, float], None] = lambda phase, share: None,
+        name: str = "run",
+    ) -> WorkerGroup:
+        plan = TrainingPlan(spec=spec, silo="a", data=data, run_dir=tmp_path / name, num_workers=num_workers)
+        groups.append(WorkerGroup(plan, tmp_path / "silo.log", on_progress))
+        return groups[-1]
+
+    yield build
+    for group in groups:
+        group.close()
+
+
+def three_rounds(group: WorkerGroup, mu: float = 0.0) -> list[TrainResult]:
+    weights, results = group.initial_weights(), []
+    for number in (1, 2, 3):
+        results.append(group.train(TrainOrder(number, proximal_mu=mu, evaluate=True), weights))
+        weights = weights + results[-1].update
+    return results
+
+
+def loss(sums: MetricSums | None) -> float:
+    assert sums is not None
+    return summarise(sums)["loss"]
+
+
+def alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def family(pid: int) -> set[int]:
+    """The processes of the group that `pid` is in."""
+    group = os.getpgid(pid)
+    found = set()
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                if os.getpgid(int(entry.name)) == group:
+                    found.add(int(entry.name))
+            except ProcessLookupError:
+                continue
+    return found
+
+
+def wait_until(condition: Callable[[], bool], timeout_s: float) -> bool:
+    deadline = time.monotonic() + timeout_s
+    while not condition() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    return condition()
+
+
+class Killer:
+    """Kills one worker of `group` in each of the first `num_kills` trainings it sees."""
+
+    def __init__(self, num_kills: int, rank: int = 0, after_share: float = 0.0) -> None:
+        self.group: WorkerGroup | None = None
+        self.left, self.rank, self.after_share = num_kills, rank, after_share
+
+    def __call__(self, phase: Phase, share: float) -> None:
+        if phase is Phase.TRAINING and share >= self.after_share and self.left and self.group is not None:
+            self.left -= 1
+            os.kill(self.group.pids[self.rank], signal.SIGKILL)
+
+
+# 292 training records: batches of 7 end with one of 5; of 97 with one of 1, which one of two workers sits out.
+@pytest.mark.parametrize("batch_size", [7, 97])
+def test_two_workers_follow_the_curve_of_one(make: Make, batch_size: int) -> None:
+    spec = tabular(
+        f"epochs = 2\nbatch_size = {batch_size}\nlearning_rate = 0.1\nmomentum = 0.9\ngradient_clip = 0.5\n"
+        "class_weights = [1.0, 3.0]"
+    )
+    one, two = make(spec, name="one"), make(spec, num_workers=2, name="two")
+    ready = two.start()
+    assert (ready.num_train, ready.num_workers, ready.device) == (292, 2, "cpu")
+    for single, pair in zip(three_rounds(one, mu=0.1), three_rounds(two, mu=0.1), strict=True):
+        np.testing.assert_allclose(pair.update, single.update, atol=1e-6)
+        assert loss(pair.trained) == pytest.approx(loss(single.trained), rel=1e-5)
+        assert loss(pair.evaluated) == pytest.approx(loss(single.evaluated), rel=1e-5)
+        assert pair.trained.num_examples == single.trained.num_examples == 2 * 292
+        assert pair.evaluated is not None
+        assert pair.evaluated.num_examples == 108
+    assert listening(family(two.pids[0])) <= {"127.0.0.1", "::1"}
+
+
+def listening(pids: set[int]) -> set[str]:
+    """The local addresses on which these processes listen."""
+    inodes = set()
+    for pid in pids:
+        for fd in Path(f"/proc/{pid}/fd").iterdir():
+            target = os.readlink(fd)
+            if target.startswith("socket:["):
+                inodes.add(target[8:-1])
+    addresses = set()
+    for table, loopback, name in (
+        ("tcp", "0100007F", "127.0.0.1"),
+        ("tcp6", "00000000000000000000000001000000", "::1"),
+    ):
+        for line in Path(f"/proc/net/{table}").read_text().splitlines()[1:]:
+            fields = line.split()
+            if fields[9] in inodes and fields[3] == "0A":
+                address = fields[1].partition(":")[0]
+                addresses.add(name if address == loopback else address)
+    return addresses
+
+
+def test_same_round_same_bits_and_training_helps(make: Make) -> None:
+    group = make(tabular("epochs = 3\nbatch_size = 16\nlearning_rate = 0.2"))
+    results = three_rounds(group)
+    again = group.train(TrainOrder(1), group.initial_weights())
+    assert again.update.tobytes() == results[0].update.tobytes()
+    assert loss(results[2].evaluated) < loss(results[0].evaluated)
+    assert results[0].timings.samples_per_s > 0
+    assert 0 < results[0].timings.busy_share <= 1
+    assert results[0].timings.restarts == 0
+    final = group.initial_weights() + sum(r.update for r in results)
+    assert loss(group.evaluate(EvaluateOrder(3), final).evaluated) < loss(results[0].evaluated)
+
+
+@pytest.mark.parametrize(("num_workers", "steps"), [(1, 6000), (2, 1200)])
+def test_a_killed_worker_changes_no_bit(make: Make, num_workers: int, steps: int) -> None:
+    spec = tabular(f"steps = {steps}\nbatch_size = 8", model='local = ["2.*"]')
+    phases: list[Phase] = []
+    killer = Killer(num_kills=0, rank=num_workers - 1, after_share=0.01)
+
+    def progress(phase: Phase, share: float) -> None:
+        phases.append(phase)
+        killer(phase, share)
+
+    calm, hit = make(spec, num_workers, name="calm"), make(spec, num_workers, progress, name="hit")
+    weights = calm.initial_weights()
+    expected = [calm.train(TrainOrder(n), weights).update for n in (1, 2)]
+    calm.close()
+    first = hit.train(TrainOrder(1), weights)
+    killer.group, killer.left = hit, 1
+    second = hit.train(TrainOrder(2, evaluate=True), weights)
+    assert (first.timings.restarts, second.timings.restarts) == (0, 1)
+    assert [u.tobytes() for u in expected] == [first.update.tobytes(), second.update.tobytes()]
+    assert Phase.RESTARTING in phases
+
+
+def test_the_fourth_kill_ends_the_round(make: Make) -> None:
+    killer = Killer(num_kills=4)
+    group = killer.group = make(add_constant(seconds=60), on_progress=killer)
+    weights = group.initial_weights()
+    with pytest.raises(TrainingFailed) as failure:
+        group.train(TrainOrder(1), weights)
+    assert failure.value.reason.code is Code.WORKERS_FAILED
+    assert failure.value.reason.words == {"phase": "training", "status": -9, "restarts": 3}
+
+
+def test_cancel_ends_a_command_and_the_next_one_works(make: Make) -> None:
+    started = threading.Event()
+    group = make(add_constant(seconds=1.5), on_progress=lambda phase, _: phase is Phase.TRAINING and started.set())
+    weights = group.initial_weights()
+    group.cancel()  # nothing runs: no effect
+    outcome: list[object] = []
+
+    def work() -> None:
+        try:
+            outcome.append(group.train(TrainOrder(1), weights))
+        except Cancelled as error:
+            outcome.append(error)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    assert started.wait(30)
+    processes = family(group.pids[0])
+    begin = time.monotonic()
+    group.cancel()
+    thread.join(10)
+    assert time.monotonic() - begin < 2
+    assert isinstance(outcome[0], Cancelled)
+    assert not any(map(alive, processes))
+    np.testing.assert_array_equal(group.train(TrainOrder(1), weights).update, np.ones(1000, dtype=np.float32))
+
+
+def test_close_leaves_nothing_behind(make: Make) -> None:
+    started = threading.Event()
+    group = make(add_constant(seconds=60), 2, lambda phase, _: phase is Phase.TRAINING and started.set())
+    thread = threading.Thread(target=swallow, args=(group,))
+    thread.start()
+    assert started.wait(60)
+    processes = family(group.pids[0])
+    assert len(processes) >= 4
+    folder = group._crew._folder
+    assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+    begin = time.monotonic()
+    group.close()
+    assert time.monotonic() - begin < 2.5
+    thread.join(5)
+    assert not any(map(alive, processes))
+    assert not folder.exists()
+    with pytest.raises(Cancelled):
+        group.start()
+    group.close()
+
+
+def swallow(group: WorkerGroup) -> None:
+    with pytest.raises(Cancelled):
+        group.train(TrainOrder(1), np.zeros(1000, dtype=np.float32))
+
+
+PARENT = """
+import json, sys, numpy as np
+from pathlib import Path
+from fedplat.spec import parse_spec
+from fedplat_silo.trainer import TrainingPlan, TrainOrder, WorkerGroup
+spec, folder, num = parse_spec(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])
+plan = TrainingPlan(spec=spec, silo="a", data=folder, run_dir=folder / "run", num_workers=num)
+def tell(phase, share):
+    if phase.value == "training":
+        print(json.dumps(group.pids), flush=True)
+group = WorkerGroup(plan, folder / "log", tell)
+group.train(TrainOrder(1), np.zeros(1000, dtype=np.float32))
+"""
+
+
+@pytest.mark.parametrize("num_workers", [1, 2])
+def test_workers_do_not_outlive_a_killed_parent(tmp_path: Path, num_workers: int) -> None:
+    arguments = [sys.executable, "-c", PARENT, ADD_CONSTANT.format(seconds=60), str(tmp_path), str(num_workers)]
+    with subprocess.Popen(arguments, stdout=subprocess.PIPE) as parent:
+        assert parent.stdout is not None
+        processes = family(json.loads(parent.stdout.readline())[0])
+        assert len(processes) >= num_workers
+        parent.kill()
+    assert wait_until(lambda: not any(map(alive, processes)), 3.0)
+
+
+TASK = """
+import os
+from torch import nn
+from fedplat_silo.data.errors import Refused
+from fedplat_silo.tasks.add_constant import AddConstant
+
+class Bad(AddConstant):
+    def load(self, source):
+        if self.options.constant == 1:
+            raise RuntimeError("cannot read the record of {secret}")
+        return super().load(source)
+
+    def train_round(self, work):
+        if work.place.rank == 1 and self.options.constant == 2:
+            raise ValueError("{secret}")
+        if work.place.rank == 0 and self.options.constant == 3:
+            os._exit(7)
+        if self.options.constant == 4:
+            return super().train_round(work)
+        return self.model_failure(work)
+
+    def model_failure(self, work):
+        import torch.distributed as dist
+        dist.barrier()
+"""
+
+
+@pytest.fixture
+def bad_task(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[float], RunSpec]:
+    """A task in an installed package of its own, whose failures hold what nobody may see."""
+    site = tmp_path / "site"
+    (site / "clinic_tasks-1.2.dist-info").mkdir(parents=True)
+    (site / "clinic_tasks-1.2.dist-info/METADATA").write_text(
+        "Metadata-Version: 2.1\nName: clinic-tasks\nVersion: 1.2\n"
+    )
+    (site / "clinic_tasks-1.2.dist-info/entry_points.txt").write_text("[fedplat.tasks]\nbad = clinic_tasks:Bad\n")
+    (site / "clinic_tasks.py").write_text(TASK.replace("{secret}", SECRET))
+    monkeypatch.setenv("PYTHONPATH", f"{site}{os.pathsep}{os.environ.get('PYTHONPATH', '')}")
+    text = ADD_CONSTANT.format(seconds=0).replace("add_constant", "bad")
+    return lambda constant: parse_spec(text.replace("seconds = 0", f"constant = {constant}"))
+
+
+@pytest.mark.parametrize(
+    ("num_workers", "constant", "phase"), [(1, 1.0, "preparing"), (2, 2.0, "training"), (1, 5.0, "training")]
+)
+def test_what_a_task_raises_stays_in_the_log(
+    make: Make, bad_task: Callable[[float], RunSpec], tmp_path: Path, num_workers: int, constant: float, phase: str
+) -> None:
+    group = make(bad_task(constant), num_workers)
+    with pytest.raises(TrainingFailed) as failure:
+        group.train(TrainOrder(1), np.zeros(1000, dtype=np.float32))
+    reason = failure.value.reason
+    assert (reason.code, reason.words) == (Code.TASK_FAILED, {"phase": phase})
+    assert SECRET not in f"{failure.value} {failure.value!r} {reason!r} {reason.hint}"
+    log = tmp_path / "silo.log"
+    assert (SECRET in log.read_text()) == (constant != 5.0)
+    assert "clinic_tasks.py" in log.read_text()
+    assert stat.S_IMODE(log.stat().st_mode) == 0o600
+
+
+def test_a_task_that_exits_is_a_lost_worker(make: Make, bad_task: Callable[[float], RunSpec]) -> None:
+    with pytest.raises(TrainingFailed) as failure:
+        make(bad_task(3.0)).train(TrainOrder(1), np.zeros(1000, dtype=np.float32))
+    assert failure.value.reason.words == {"phase": "training", "status": 7, "restarts": 3}
+
+
+def test_local_parameters_survive_and_never_leave(make: Make) -> None:
+    spec = tabular("epochs = 2\nlearning_rate = 0.1", model='local = ["2.*"]\nfrozen = ["0.bias"]'.replace("\n", ", "))
+    calm, restarted = make(spec, name="calm"), make(spec, name="restarted")
+    ready = calm.start()
+    assert ready.layout.names(Group.LOCAL) == ("2.weight", "2.bias")
+    assert ready.layout.names(Group.SHARED) == ("0.weight",)
+    assert len(ready.frozen_hash) == 64
+    assert restarted.start().frozen_hash == ready.frozen_hash
+    weights = calm.initial_weights()
+    updates = [calm.train(TrainOrder(n), weights).update for n in (1, 2, 3)]
+    assert updates[0].tobytes() != updates[1].tobytes()
+    restarted.train(TrainOrder(1), weights)
+    restarted.train(TrainOrder(2), weights)
+    restarted.close()
+    back = make(spec, name="restarted")
+    assert back.train(TrainOrder(3), weights).update.tobytes() == updates[2].tobytes()
+    # a repeated round starts from the local parameters of its first start
+    assert back.train(TrainOrder(3), weights).update.tobytes() == updates[2].tobytes()
+    for file in (back._plan.run_dir).iterdir():
+        assert stat.S_IMODE(file.stat().st_mode) == 0o600
+
+
+def test_an_update_that_is_not_finite_is_refused(make: Make) -> None:
+    group = make(tabular("epochs = 1\nlearning_rate = 1e30"))
+    with pytest.raises(TrainingFailed) as failure:
+        group.train(TrainOrder(1), group.initial_weights())
+    assert failure.value.reason.code is Code.UPDATE_NOT_FINITE
+
+
+def test_data_and_options_are_refused_by_name(make: Make, tmp_path: Path, data: Path) -> None:
+    data_without = tmp_path / "other.csv"
+    data_without.write_text(data.read_text().replace("age", "alter", 1))
+    plan = TrainingPlan(spec=tabular("epochs = 1"), silo="a", data=data_without, run_dir=tmp_path / "x")
+    with WorkerGroup(plan, tmp_path / "log", lambda *_: None) as group:
+        with pytest.raises(TrainingFailed) as failure:
+            group.start()
+        assert failure.value.reason.words == {"column": "age"}
+        data_without.write_text(data.read_text())
+        assert group.start().num_train == 292
+
+
+def test_the_parent_side_needs_no_torch() -> None:
+    code = (
+        "import sys, fedplat_silo.trainer, fedplat_silo.tasks.registry as r; r.installed(); r.identity('tabular');"
+        "assert not {'torch', 'pyarrow', 'sklearn'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)

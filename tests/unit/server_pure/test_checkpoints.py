@@ -1,0 +1,244 @@
+from __future__ import annotations
+
+import errno
+import json
+import os
+import stat
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from fedplat_server.checkpoints import CheckpointError, Checkpoints, Saved, export_weights
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import array_shapes, arrays
+from safetensors.numpy import load_file
+
+from fedplat import durable
+from fedplat.canonical import canonical_json, sha256_hex
+from fedplat.errors import LayoutError
+from fedplat.params import Group, Layout, Parameter, Vector
+
+SPEC_HASH = "5" * 64
+MakeVector = Callable[..., Vector]
+TEXT = st.text(st.characters(codec="utf-8"))
+NAMES = st.text(st.characters(codec="utf-8", exclude_categories=("C", "Zl", "Zp")), min_size=1).filter(
+    lambda name: name != "__metadata__"
+)
+one_folder = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+
+
+@pytest.fixture
+def checkpoints(tmp_path: Path) -> Checkpoints:
+    return Checkpoints(tmp_path / "checkpoints", SPEC_HASH)
+
+
+@pytest.fixture
+def saved(checkpoints: Checkpoints, layout: Layout, vector: MakeVector) -> Saved:
+    return checkpoints.save(3, vector(seed=0), layout, {"m_t/body.bias": vector(1)}, {"accountant": [1, 0.5]})
+
+
+@st.composite
+def models(draw: st.DrawFn) -> tuple[Layout, Vector, dict[str, np.ndarray]]:
+    names = draw(st.lists(NAMES, min_size=1, unique=True))
+    shapes = st.one_of(st.just(()), array_shapes(min_side=0, max_dims=3, max_side=4))
+    parameters = tuple(Parameter(n, draw(shapes), draw(st.sampled_from(["float32", "bfloat16"]))) for n in names)
+    groups = tuple(draw(st.sampled_from(Group)) for _ in names)
+    layout = Layout(parameters, groups)
+    weights = draw(arrays(np.float32, layout.size, elements=st.floats(width=32)))
+    dtypes = st.sampled_from([np.float32, np.float64])
+    state = draw(st.dictionaries(TEXT, arrays(dtypes, shapes), max_size=4))
+    return layout, weights, state
+
+
+@one_folder
+@given(model=models(), round_number=st.integers(0, 10**9), extra=st.dictionaries(TEXT, st.integers()))
+def test_what_is_saved_is_what_is_loaded(
+    model: tuple[Layout, Vector, dict[str, np.ndarray]], round_number: int, extra: dict[str, int], tmp_path: Path
+) -> None:
+    layout, weights, state = model
+    Checkpoints(tmp_path, SPEC_HASH).save(round_number, weights, layout, state, extra)
+    found = Checkpoints(tmp_path, SPEC_HASH).load(round_number)
+    assert found.weights.tobytes() == weights.tobytes()
+    assert found.layout == layout
+    assert found.manifest.extra == extra
+    assert found.manifest.layout_fingerprint == layout.fingerprint
+    assert found.strategy_state.keys() == state.keys()
+    for name, array in state.items():
+        kept = found.strategy_state[name]
+        assert (kept.dtype, kept.shape, kept.tobytes()) == (array.dtype, array.shape, array.tobytes())
+
+
+def test_plain_safetensors_reads_it_by_the_parameters_names(saved: Saved, layout: Layout, vector: MakeVector) -> None:
+    arrays_by_name = load_file(saved.path)
+    for name, view in layout.split(vector(seed=0)).items():
+        np.testing.assert_array_equal(arrays_by_name[name], view, strict=True)
+    assert sorted(set(arrays_by_name) - {p.name for p in layout.shared}) == ["fedplat.strategy/m_t/body.bias"]
+
+
+def test_an_export_holds_the_shared_parameters_and_nothing_else(
+    layout: Layout, vector: MakeVector, tmp_path: Path
+) -> None:
+    path = tmp_path / "model.safetensors"
+    assert export_weights(path, vector(seed=0), layout) == durable.sha256_file(path)
+    assert layout.join(load_file(path)).tobytes() == vector(seed=0).tobytes()
+    assert load_file(path).keys() == {p.name for p in layout.shared}
+    with pytest.raises(CheckpointError, match="is missing"):
+        export_weights(tmp_path / "nowhere" / "model.safetensors", vector(seed=0), layout)
+
+
+def test_equal_contents_give_equal_bytes(saved: Saved, layout: Layout, vector: MakeVector, tmp_path: Path) -> None:
+    state = {"m_t/b": vector(1), "m_t/a": vector(2)}
+    files = [
+        Checkpoints(tmp_path / str(i), SPEC_HASH).save(1, vector(0), layout, dict(items)).path.read_bytes()
+        for i, items in enumerate([state.items(), reversed(state.items())])
+    ]
+    assert files[0] == files[1]
+
+
+def test_files_are_private_and_nothing_else_is_left(saved: Saved) -> None:
+    assert sorted(os.listdir(saved.path.parent)) == ["round-0000003.json", "round-0000003.safetensors"]
+    assert stat.S_IMODE(saved.path.stat().st_mode) == 0o600
+    assert stat.S_IMODE(saved.manifest_path.stat().st_mode) == 0o600
+    assert stat.S_IMODE(saved.path.parent.stat().st_mode) == 0o700
+    assert saved.sha256 == durable.sha256_file(saved.path)
+    assert json.loads(saved.manifest_path.read_bytes())["spec_hash"] == SPEC_HASH
+
+
+@one_folder
+@given(data=st.data())
+def test_a_changed_byte_is_always_found(data: st.DataObject, saved: Saved, checkpoints: Checkpoints) -> None:
+    path = data.draw(st.sampled_from([saved.path, saved.manifest_path]))
+    good = path.read_bytes()
+    position = data.draw(st.integers(0, len(good) - 1))
+    bad = bytearray(good)
+    bad[position] ^= data.draw(st.integers(1, 255))
+    try:
+        path.write_bytes(bad)
+        with pytest.raises(CheckpointError, match=path.name):
+            checkpoints.load(3)
+    finally:
+        path.write_bytes(good)
+    checkpoints.load(3)
+
+
+@one_folder
+@given(data=st.data())
+def test_a_file_of_another_length_is_always_found(data: st.DataObject, saved: Saved, checkpoints: Checkpoints) -> None:
+    path = data.draw(st.sampled_from([saved.path, saved.manifest_path]))
+    good = path.read_bytes()
+    length = data.draw(st.integers(0, len(good) - 1))
+    try:
+        for bad in (good[:length], good + good[length:]):
+            path.write_bytes(bad)
+            with pytest.raises(CheckpointError, match=path.name):
+                checkpoints.load(3)
+    finally:
+        path.write_bytes(good)
+
+
+def test_a_missing_file_is_named(saved: Saved, checkpoints: Checkpoints) -> None:
+    saved.path.unlink()
+    with pytest.raises(CheckpointError, match=f"{saved.path} is missing"):
+        checkpoints.load(3)
+    with pytest.raises(CheckpointError, match=r"round-0000004\.json is missing"):
+        checkpoints.load(4)
+
+
+def test_a_checkpoint_of_another_run_or_round_is_refused(saved: Saved, checkpoints: Checkpoints) -> None:
+    with pytest.raises(CheckpointError, match="belongs to round 3 of spec 555555555555"):
+        Checkpoints(saved.path.parent, "6" * 64).load(3)
+    saved.manifest_path.rename(saved.manifest_path.with_name("round-0000009.json"))
+    with pytest.raises(CheckpointError, match="belongs to round 3"):
+        checkpoints.load(9)
+
+
+def test_the_latest_good_one_is_found_past_damaged_ones(
+    checkpoints: Checkpoints, layout: Layout, vector: MakeVector
+) -> None:
+    assert checkpoints.latest_good() == (None, ())
+    saves = [checkpoints.save(r, vector(r), layout) for r in range(5)]
+    with saves[4].path.open("r+b") as file:
+        file.truncate(100)
+    saves[3].manifest_path.write_text("[]")
+    found, damaged = checkpoints.latest_good()
+    assert found is not None
+    assert found.manifest.round == 2
+    assert found.weights.tobytes() == vector(2).tobytes()
+    assert [error.message.split(" ", 2)[1] for error in damaged] == [str(saves[4].path), str(saves[3].manifest_path)]
+    assert "has 100 bytes instead of" in damaged[0].message
+
+
+def test_pruning_keeps_the_newest(checkpoints: Checkpoints, layout: Layout, vector: MakeVector) -> None:
+    for r in (0, 1, 2, 10, 11):
+        saved = checkpoints.save(r, vector(r), layout)
+    saved.path.with_name("round-notes.json").write_text("mine")
+    assert checkpoints.prune(keep_last=2) == [0, 1, 2]
+    assert checkpoints.rounds() == [10, 11]
+    assert len(list(saved.path.parent.iterdir())) == 5
+    assert checkpoints.prune(keep_last=9) == []
+    with pytest.raises(ValueError, match="keep_last is 0"):
+        checkpoints.prune(keep_last=0)
+
+
+class FailsOnce(durable.Filesystem):
+    """A disk that is full for one step."""
+
+    def __init__(self, failing_step: int | None) -> None:
+        self._failing_step = failing_step
+        self.num_steps = 0
+
+    def __getattribute__(self, name: str) -> object:
+        if name in vars(durable.Filesystem):
+            self.num_steps += 1
+            if self.num_steps == self._failing_step:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return super().__getattribute__(name)
+
+
+def test_a_save_that_fails_at_any_step_leaves_whole_checkpoints_only(
+    layout: Layout, vector: MakeVector, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def save_on(disk: FailsOnce) -> tuple[Vector, list[CheckpointError]]:
+        checkpoints = Checkpoints(tmp_path / str(disk._failing_step), SPEC_HASH)
+        checkpoints.save(1, vector(1), layout)
+        checkpoints.save(2, vector(2), layout)
+        failures: list[CheckpointError] = []
+        with monkeypatch.context() as patch:
+            patch.setattr(durable, "filesystem", disk)
+            try:
+                checkpoints.save(2, vector(3), layout)
+            except CheckpointError as error:
+                failures.append(error)
+        found, damaged = checkpoints.latest_good()
+        assert damaged == ()
+        assert found is not None
+        return found.weights, failures
+
+    whole = FailsOnce(None)
+    assert save_on(whole)[1] == []
+    outcomes = set()
+    for step in range(1, whole.num_steps + 1):
+        weights, failures = save_on(FailsOnce(step))
+        assert "cannot be written: No space left" in failures[0].message
+        outcomes |= {seed for seed in (1, 2, 3) if weights.tobytes() == vector(seed).tobytes()}
+    assert outcomes == {1, 2, 3}
+
+
+def test_a_parameter_that_would_hide_the_state_is_refused(tmp_path: Path) -> None:
+    for name in ("__metadata__", "fedplat.strategy/m_t/w"):
+        layout = Layout((Parameter(name, (2,), "float32"),), (Group.SHARED,))
+        with pytest.raises(LayoutError, match="cannot be named"):
+            Checkpoints(tmp_path, SPEC_HASH).save(1, np.zeros(2, dtype=np.float32), layout)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_manifest_of_a_later_version_is_named_as_such(saved: Saved, checkpoints: Checkpoints) -> None:
+    body = json.loads(saved.manifest_path.read_bytes())
+    del body["manifest_sha256"]
+    body |= {"format": 2, "new": True}
+    body["manifest_sha256"] = sha256_hex(canonical_json(body))
+    saved.manifest_path.write_text(canonical_json(body))
+    with pytest.raises(CheckpointError, match=r"does not understand \(format, new\)"):
+        checkpoints.load(3)
