@@ -13,13 +13,12 @@ from datetime import UTC, datetime
 
 import httpx
 from cryptography.hazmat.primitives.asymmetric import ec
-from flwr.app import Message
-from flwr.app.message.message import remove_content_from_message
+from flwr.app import ConfigRecord, Message, RecordDict
+from flwr.app.message.message import make_message, remove_content_from_message
 from flwr.common.constant import TIMESTAMP_HEADER
 from flwr.common.serde import message_from_proto, message_to_proto
 from flwr.proto.fleet_pb2 import PullMessagesRequest, PushMessagesRequest
 from flwr.proto.message_pb2 import (
-    ConfirmMessageReceivedRequest,
     ObjectTree,
     PullObjectRequest,
     PullObjectResponse,
@@ -29,16 +28,17 @@ from flwr.proto.node_pb2 import Node
 from flwr.supercore.constant import FLEET_HTTP_PUBLIC_KEY_HEADER, FLEET_HTTP_SIGNATURE_HEADER
 from flwr.supercore.inflatable.inflatable_object import (
     get_all_nested_objects,
+    get_object_id,
     get_object_tree,
     iterate_object_tree,
     no_object_id_recompute,
 )
-from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_contents
 from flwr.supercore.primitives.asymmetric import public_key_to_bytes, sign_message
 from flwr.supercore.protobuf.client import ProtobufCall, ProtobufRequestContext
 from flwr.supernode.fleet_http_client import FleetHttpClient
 
 from fedplat.errors import ConflictError, ConnectionLostError, WireError
+from fedplat.wire.codec import RECORD
 from fedplat_silo.console import printable
 from fedplat_silo.transport import Signer, connection_errors
 
@@ -82,24 +82,16 @@ class Fleet:
 
     def open(self, delivery: Delivery) -> Message:
         """The message with its content."""
-        run_id = delivery.head.metadata.run_id
+        # All content is in the last object of the chain (message, record dict, config record): it alone is fetched.
+        leaf = next(iterate_object_tree(delivery.tree)).object_id
         with _errors(self._address):
-            contents = {
-                part.object_id: self._pull_object(run_id, part.object_id) for part in iterate_object_tree(delivery.tree)
-            }
-            message = inflate_object_from_contents(delivery.tree.object_id, contents)
-            confirm = ConfirmMessageReceivedRequest(
-                node=self._node, run_id=run_id, message_object_id=delivery.tree.object_id
-            )
-            self._client.ConfirmMessageReceived(confirm)
-        if not isinstance(message, Message) or not message.has_content():
-            raise WireError("a message of the server has no content")
-        # What the message says of its own id does not count: it is the hash under which it came.
-        message.metadata.__dict__["_message_id"] = delivery.id
-        return message
+            content = self._pull_object(delivery.head.metadata.run_id, leaf)
+            if get_object_id(content) != leaf:
+                raise WireError("a message of the server is not what its hash says")
+            return make_message(delivery.head.metadata, RecordDict({RECORD: ConfigRecord.inflate(content)}))
 
     def push(self, reply: Message) -> None:
-        """Sends a reply, head first, then the objects that the server lacks."""
+        """Sends a reply: its head, then the record with its content, unless the server has it."""
         with self._pushing, _errors(self._address), no_object_id_recompute():
             reply.metadata.__dict__["_message_id"] = reply.object_id
             objects = get_all_nested_objects(reply)
@@ -110,9 +102,9 @@ class Fleet:
                 clientapp_runtime_list=[0.0],
             )
             response = self._client.PushMessages(request)
-            lacking = set(response.objects_to_push)
-            for object_id in [i for i in objects if i in lacking]:
-                self._push_object(reply.metadata.run_id, response.session_id, object_id, objects[object_id].deflate())
+            leaf = next(iter(objects))  # children come before their parents
+            if leaf in response.objects_to_push:
+                self._push_object(reply.metadata.run_id, response.session_id, leaf, objects[leaf].deflate())
 
     def close(self) -> None:
         """Close the connections."""

@@ -5,21 +5,25 @@ from __future__ import annotations
 import json
 import os
 import socket
+import sqlite3
 import ssl
+import threading
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 from flwr.common.serde import message_to_proto
 from flwr.proto import fleet_pb2, heartbeat_pb2, message_pb2, run_pb2
 from flwr.proto.node_pb2 import Node
+from google.protobuf.message import Message as Proto
 
 from fedplat.identity import Invite, new_key, sign_request
 from tests.support.federation import CommandFailed, Federation, add_constant, federation, wait_until
 from tests.support.rawsilo import RawSilo, connect, enrol, enrol_body
 
-FLEET = ("pull-messages", "pull-object", "push-messages", "push-object", "confirm-message-received")
+FLEET = ("pull-messages", "pull-object", "push-messages", "push-object")
 OURS = ("wake", "progress", "leave", "enrol", "ca", "health")
 
 
@@ -30,22 +34,22 @@ def fed() -> Iterator[Federation]:
 
 
 @pytest.fixture(scope="module")
-def silo(fed: Federation) -> RawSilo:
-    return enrol(fed, "raw-a")
+def silo(fed: Federation) -> Iterator[RawSilo]:
+    with enrol(fed, "raw-a") as made:
+        yield made
 
 
 @pytest.fixture(scope="module")
-def other(fed: Federation) -> RawSilo:
-    return enrol(fed, "raw-b")
+def other(fed: Federation) -> Iterator[RawSilo]:
+    with enrol(fed, "raw-b") as made:
+        yield made
 
 
 @pytest.fixture(autouse=True)
 def unharmed(fed: Federation) -> Iterator[None]:
-    """After each test the server answers, nothing was written, and its log has no traceback."""
-    before = fed.json("silo", "list"), len(fed.json("run", "list"))
+    """After each test the server lives, and its log has no traceback."""
     yield
-    after = fed.json("silo", "list"), len(fed.json("run", "list"))
-    assert [s["name"] for s in before[0]] == [s["name"] for s in after[0]] or before[0] == after[0]
+    assert fed.processes["server"].poll() is None
     log = (fed.folder / "server" / "server" / "server.log").read_text()
     assert "Traceback" not in log
     assert "Traceback" not in fed.log("server")
@@ -53,6 +57,12 @@ def unharmed(fed: Federation) -> Iterator[None]:
 
 def wake(**changes: object) -> bytes:
     return json.dumps({"home": "a" * 64, "boot": 1, "fedplat": "test", **changes}).encode()
+
+
+def events(fed: Federation) -> int:
+    """How many events the server has written: every change of state writes one."""
+    with closing(sqlite3.connect(fed.folder / "server" / "server" / "fedplat.db")) as database:
+        return int(database.execute("select count(*) from events").fetchone()[0])
 
 
 def server_memory_mb(fed: Federation) -> float:
@@ -64,7 +74,8 @@ def server_memory_mb(fed: Federation) -> float:
 @pytest.mark.parametrize("path", ["/", "/docs", "/openapi.json", "/v1/control/start-run", "/v1/runtime/push-messages"])
 def test_nothing_else_of_flower_is_reachable(fed: Federation, silo: RawSilo, path: str) -> None:
     assert silo.post(path, b"").status_code == 404
-    assert connect(fed).get(path).status_code == 404
+    with connect(fed) as http:
+        assert http.get(path).status_code == 404
 
 
 @pytest.mark.parametrize("route", ["register-node", "activate-node", "send-node-heartbeat", "get-run", "get-fab"])
@@ -80,6 +91,7 @@ def test_fleet_routes_that_no_silo_needs_do_not_exist(silo: RawSilo, route: str)
 @pytest.mark.parametrize("route", [f"/v1/fleet/{r}" for r in FLEET] + [f"/v1/fedplat/{r}" for r in OURS])
 @pytest.mark.parametrize("signed", [False, True])
 def test_random_bytes_are_refused_in_words(fed: Federation, silo: RawSilo, route: str, signed: bool) -> None:
+    before = events(fed)
     for size in (0, 1, 40, 4000):
         body = os.urandom(size)
         if signed and route.endswith("/leave"):
@@ -88,16 +100,16 @@ def test_random_bytes_are_refused_in_words(fed: Federation, silo: RawSilo, route
         reply = silo.post(route, body, headers)
         assert 400 <= reply.status_code < 500, (route, size, reply.status_code, reply.text)
         assert "Traceback" not in reply.text
+    assert events(fed) == before, "nothing was written"
 
 
 @pytest.mark.parametrize("route", FLEET)
 def test_signed_but_empty_messages_are_the_senders_fault(silo: RawSilo, route: str) -> None:
-    kinds = {
+    kinds: dict[str, type[Proto]] = {
         "pull-messages": fleet_pb2.PullMessagesRequest,
         "pull-object": message_pb2.PullObjectRequest,
         "push-messages": fleet_pb2.PushMessagesRequest,
         "push-object": message_pb2.PushObjectRequest,
-        "confirm-message-received": message_pb2.ConfirmMessageReceivedRequest,
     }
     reply = silo.fleet(route, kinds[route](node=Node(node_id=silo.node_id)))
     assert reply.status_code < 500
@@ -130,6 +142,7 @@ def test_headers_of_one_request_fit_no_other(silo: RawSilo, other: RawSilo) -> N
     assert silo.post("/v1/fedplat/leave", body, headers).status_code == 401, "another route"
     assert silo.post(path, body.replace(b"r-1", b"r-2"), headers).status_code == 400, "another body"
     assert silo.post(path, body, {**headers, "x-fedplat-silo": "raw-b"}).status_code == 401, "another name"
+    headers = silo.signed(path, body)
     assert silo.post(path, body, headers).status_code == 204, "as it was signed"
     again = silo.post(path, body, headers)
     assert again.status_code == 401, "a second time"
@@ -160,8 +173,8 @@ def test_oversized_signed_bodies_are_refused(silo: RawSilo) -> None:
     assert reply.status_code == 413
 
 
-def test_wrong_invites_say_why(fed: Federation) -> None:
-    http = connect(fed)
+def test_wrong_invites_say_why(fed: Federation, silo: RawSilo) -> None:
+    http = silo.http
     line = fed.command("silo", "invite", "raw-c").strip()
     invite = Invite.parse(line)
     key = new_key()
@@ -183,27 +196,28 @@ def test_wrong_invites_say_why(fed: Federation) -> None:
     fed.command("silo", "revoke", "raw-c")
 
 
+@pytest.fixture(scope="module")
+def question(fed: Federation, silo: RawSilo, other: RawSilo) -> Iterator[tuple[int, str, str]]:
+    """A join request that waits for raw-b: (Flower's run id, message id, an object's id)."""
+    run = fed.submit(add_constant(silos=("raw-b",), minimum=1))
+    node = Node(node_id=other.node_id)
+    found: list[fleet_pb2.PullMessagesResponse] = []
+
+    def pulled() -> bool:
+        reply = other.fleet("pull-messages", fleet_pb2.PullMessagesRequest(node=node))
+        assert reply.status_code == 200, reply.text
+        found.append(fleet_pb2.PullMessagesResponse.FromString(reply.content))
+        return bool(found[-1].messages_list)
+
+    wait_until(pulled, 10)
+    head = found[-1].messages_list[0].metadata
+    tree = found[-1].message_object_trees[0]
+    yield head.run_id, head.message_id, tree.children[0].object_id
+    fed.command("run", "stop", run)
+
+
 class TestInAnothersName:
     """An authenticated silo cannot answer, read or delete what belongs to another."""
-
-    @pytest.fixture(scope="class")
-    def question(self, fed: Federation, silo: RawSilo, other: RawSilo) -> Iterator[tuple[int, str, str]]:
-        """A join request that waits for raw-b: (Flower's run id, message id, an object's id)."""
-        run = fed.submit(add_constant(silos=("raw-b",), minimum=1))
-        node = Node(node_id=other.node_id)
-        found: list[fleet_pb2.PullMessagesResponse] = []
-
-        def pulled() -> bool:
-            reply = other.fleet("pull-messages", fleet_pb2.PullMessagesRequest(node=node))
-            assert reply.status_code == 200, reply.text
-            found.append(fleet_pb2.PullMessagesResponse.FromString(reply.content))
-            return bool(found[-1].messages_list)
-
-        wait_until(pulled, 10)
-        head = found[-1].messages_list[0].metadata
-        tree = found[-1].message_object_trees[0]
-        yield head.run_id, head.message_id, tree.children[0].object_id
-        fed.command("run", "stop", run)
 
     def test_pull_from_anothers_inbox(self, silo: RawSilo, other: RawSilo) -> None:
         theirs = fleet_pb2.PullMessagesRequest(node=Node(node_id=other.node_id))
@@ -218,11 +232,10 @@ class TestInAnothersName:
 
     def test_delete_anothers_message(self, silo: RawSilo, other: RawSilo, question: tuple[int, str, str]) -> None:
         run, message, thing = question
-        node = Node(node_id=silo.node_id)
-        silo.fleet(
-            "confirm-message-received",
-            message_pb2.ConfirmMessageReceivedRequest(node=node, run_id=run, message_object_id=message),
+        confirm = message_pb2.ConfirmMessageReceivedRequest(
+            node=Node(node_id=silo.node_id), run_id=run, message_object_id=message
         )
+        assert silo.fleet("confirm-message-received", confirm).status_code == 404, "the route that deletes"
         mine = message_pb2.PullObjectRequest(node=Node(node_id=other.node_id), run_id=run, object_id=thing)
         answer = message_pb2.PullObjectResponse.FromString(other.fleet("pull-object", mine).content)
         assert answer.object_found
@@ -259,7 +272,11 @@ class TestInAnothersName:
 
 
 def test_a_second_process_elsewhere_is_refused_and_a_restart_is_not(fed: Federation) -> None:
-    twin = enrol(fed, "raw-twin")
+    with enrol(fed, "raw-twin") as twin:
+        check_processes(twin)
+
+
+def check_processes(twin: RawSilo) -> None:
     path = "/v1/fedplat/wake"
     short = {"runs": ["gone"]}  # a run that is not alive: answered at once
     assert twin.post(path, wake(**short)).status_code == 200
@@ -270,9 +287,11 @@ def test_a_second_process_elsewhere_is_refused_and_a_restart_is_not(fed: Federat
 
 
 def test_a_revoked_silo_is_cut_off_at_once(fed: Federation) -> None:
-    import threading
+    with enrol(fed, "raw-gone") as gone:
+        check_revoked(fed, gone)
 
-    gone = enrol(fed, "raw-gone")
+
+def check_revoked(fed: Federation, gone: RawSilo) -> None:
     answers: list[int] = []
 
     def hold() -> None:

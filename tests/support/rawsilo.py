@@ -28,6 +28,12 @@ class RawSilo:
     node_id: int = 0
     key: ec.EllipticCurvePrivateKey = field(default_factory=new_key)
 
+    def __enter__(self) -> RawSilo:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.http.close()
+
     def signed(
         self, path: str, body: bytes, *, method: str = "POST", at: float | None = None, silo: str | None = None
     ) -> dict[str, str]:

@@ -46,22 +46,21 @@ class Crew:
         self._listener: socket.socket | None = None
         self._channels: dict[int, Channel] = {}
         self._num_starts = 0
-        self._generation = 0
-        self._lost_status: int | None = None
+        self._generation = 0  # which one is connected, maybe not yet in full
+        self._oldest = 0  # those before it are lost
+        self._exits: dict[int, int] = {}  # exit status by generation, as the agent reports it
         self.pids: tuple[int, ...] = ()  # the workers' process ids, by rank
 
     @property
     def is_complete(self) -> bool:
-        """Whether every rank of a generation is connected."""
-        return len(self._channels.keys() - {AGENT}) == self._plan.num_ranks
+        """Whether every rank of a generation is connected, and none of it is known to be lost."""
+        return self._generation >= self._oldest and len(self._channels.keys() - {AGENT}) == self._plan.num_ranks
 
     def assemble(self) -> None:
         """Waits for all workers of one generation, starting them if need be, and sends them their run.
 
         Raises WorkerLost or Cancelled.
         """
-        self._drop_workers()
-        self._lost_status = None
         if self._leader is None or self._leader.wait() is not None:
             self._restart()
         deadline = time.monotonic() + _CONNECT_TIMEOUT_S
@@ -90,7 +89,7 @@ class Crew:
                 lost |= not is_open and self._closed(key.data)
         self._note_statuses(events)
         if lost:
-            raise self._loss()
+            raise self._loss(self._generation)
         return events
 
     def stop(self) -> None:
@@ -115,7 +114,8 @@ class Crew:
     def _restart(self) -> None:
         self.stop()
         self._num_starts += 1
-        self._generation = 0
+        self._generation = self._oldest = 0
+        self._exits.clear()
         path = socket_path(self._folder / str(self._num_starts))
         self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self._listener.bind(str(path))
@@ -129,12 +129,13 @@ class Crew:
         assert self._listener is not None
         channel = Channel(self._listener.accept()[0])
         hello = _hello(channel)
-        if hello is None or hello.generation < self._generation:
+        if hello is None or (hello.rank != AGENT and hello.generation < max(self._oldest, self._generation)):
             channel.close()
             return
         if hello.generation > self._generation:
             self._generation = hello.generation
-            self._drop_workers()
+            for rank in [r for r in self._channels if r != AGENT]:
+                self._drop(rank)
         self._channels[hello.rank] = channel
         self._selector.register(channel, selectors.EVENT_READ, hello.rank)
 
@@ -149,16 +150,12 @@ class Crew:
         self._selector.unregister(channel)
         channel.close()
 
-    def _drop_workers(self) -> None:
-        self.pids = ()
-        for rank in [r for r in self._channels if r != AGENT]:
-            self._drop(rank)
-
     def _check_alive(self, deadline: float) -> None:
         """That the workers of an incomplete generation may still come."""
         assert self._leader is not None
-        if self._leader.wait() is not None or self._lost_status is not None:
-            raise self._loss()
+        newest = max(self._exits, default=-1)
+        if newest >= self._oldest or self._leader.wait() is not None:
+            raise self._loss(max(newest, self._generation))
         if time.monotonic() > deadline:
             self.stop()
             raise WorkerLost(0)
@@ -169,24 +166,25 @@ class Crew:
                 if rank != AGENT:
                     channel.send(line, fds)
         except OSError:
-            raise self._loss() from None
+            raise self._loss(self._generation) from None
 
-    def _loss(self) -> WorkerLost:
-        """What is left of the generation does not count any more; the agent, or the next start, replaces it."""
-        self._generation += 1
-        self._drop_workers()
-        return WorkerLost(self._status())
+    def _loss(self, generation: int) -> WorkerLost:
+        """What is left of this generation does not count any more; the agent, or the next start, replaces it.
 
-    def _status(self) -> int:
+        Its connections stay until then: closing one would end its worker, and hide which of them ended first.
+        """
+        self._oldest = generation + 1
+        self.pids = ()
+        return WorkerLost(self._status(generation))
+
+    def _status(self, generation: int) -> int:
         """How the worker ended: from the kernel, or from the agent, which needs a moment to see it; 0: unknown."""
         assert self._leader is not None
         deadline = time.monotonic() + _STATUS_TIMEOUT_S
-        while self._lost_status is None and AGENT in self._channels and time.monotonic() < deadline:
+        while generation not in self._exits and AGENT in self._channels and time.monotonic() < deadline:
             self.poll(_STEP_S)
-        if self._lost_status is not None:
-            return self._lost_status
         if AGENT in self._channels:
-            return 0
+            return self._exits.get(generation, 0)
         status = self._leader.wait(_STATUS_TIMEOUT_S) or 0
         self.stop()
         return status
@@ -194,7 +192,7 @@ class Crew:
     def _note_statuses(self, events: list[tuple[int, Event]]) -> None:
         for _, event in events:
             if isinstance(event, Exited) and event.statuses:
-                self._lost_status = min(event.statuses.values())  # a signal before an exit that followed from it
+                self._exits[event.generation] = min(event.statuses.values())  # a signal before what followed from it
 
 
 def _hello(channel: Channel) -> Hello | None:

@@ -35,7 +35,8 @@ class Agent(LocalElasticAgent):
         result: RunResult = super()._monitor_workers(worker_group)
         if result.state is WorkerState.FAILED:
             statuses = {rank: failure.exitcode for rank, failure in result.failures.items()}
-            self._channel.send(Exited(statuses=statuses))
+            generation = _ENDLESS - self._remaining_restarts
+            self._channel.send(Exited(generation=generation, statuses=statuses))
         return result
 
 

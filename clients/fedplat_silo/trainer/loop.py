@@ -17,7 +17,9 @@ import torch
 from torch import Tensor, nn
 
 from fedplat.metrics import MetricSums, add_sums
+from fedplat.reasons import Code, Reason
 from fedplat.spec.model import Optimizer, TrainingSection
+from fedplat_silo.data.errors import Refused
 from fedplat_silo.data.examples import Examples
 from fedplat_silo.trainer.ddp import Place
 
@@ -177,12 +179,14 @@ class Meter:
             self._flush()
 
     def total(self) -> MetricSums:
-        """The sum over all batches."""
+        """The sum over all batches. Refused with UPDATE_NOT_FINITE if a loss is not finite: training has diverged."""
         self._flush()
         return add_sums(self._parts)
 
     def _flush(self) -> None:
         if self._pending:
-            columns = [torch.cat(column).cpu() for column in zip(*self._pending, strict=True)]
-            self._parts.append(self._task.sums(*columns))
+            outputs, targets, losses = (torch.cat(column).cpu() for column in zip(*self._pending, strict=True))
+            if not torch.isfinite(losses).all():
+                raise Refused(Reason.of(Code.UPDATE_NOT_FINITE), "a loss is not finite")
+            self._parts.append(self._task.sums(outputs, targets, losses))
         self._pending, self._num_elements = [], 0

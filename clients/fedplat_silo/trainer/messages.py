@@ -76,6 +76,7 @@ class Exited(Line):
     """From the agent: the exit statuses of workers that died, by rank."""
 
     kind: Literal["exited"] = "exited"
+    generation: int
     statuses: dict[int, int]
 
 

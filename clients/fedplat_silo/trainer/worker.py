@@ -118,7 +118,11 @@ def run(socket: str, rank: int, generation: int) -> None:
 def run_in_group(socket: str) -> None:
     """The same under the elastic agent, which says in the environment which worker this is."""
     die_with_parent()
-    run(socket, int(os.environ["RANK"]), int(os.environ["TORCHELASTIC_RESTART_COUNT"]))
+    try:
+        run(socket, int(os.environ["RANK"]), int(os.environ["TORCHELASTIC_RESTART_COUNT"]))
+    except BaseException:
+        traceback.print_exc()  # the agent would hide it in a file
+        raise
 
 
 def main() -> None:

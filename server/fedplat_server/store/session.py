@@ -69,7 +69,8 @@ class Database:
             ) from error
 
     def _say(self, error: Exception) -> str:
-        words = str(getattr(error, "orig", None) or error).strip()
+        # The first line only: PostgreSQL's further ones quote the row.
+        words = str(getattr(error, "orig", None) or error).strip().partition("\n")[0]
         return words.replace(self._password, "***") if self._password else words
 
 

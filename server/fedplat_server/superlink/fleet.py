@@ -18,7 +18,7 @@ from fedplat_server.superlink.link import Link
 
 FLEET_ROUTES = frozenset(
     f"/v1/fleet/{name}"
-    for name in ("pull-messages", "pull-object", "push-messages", "push-object", "confirm-message-received")
+    for name in ("pull-messages", "pull-object", "push-messages", "push-object")
 )
 _log = logging.getLogger(__name__)
 

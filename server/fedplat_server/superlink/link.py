@@ -17,9 +17,10 @@ from flwr.supercore.inflatable.inflatable_object import (
     get_object_tree,
     no_object_id_recompute,
 )
-from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_contents
 
 from fedplat.errors import ConflictError, WireError
+from fedplat.wire.codec import RECORD
+from fedplat_server.superlink.objects import inflate_content
 from fedplat_server.superlink.state import GuardedLinkState
 
 quiet.silence_flower()
@@ -111,9 +112,9 @@ class Link:
         """Replies that are complete, by the id of their question; each is given out once and then deleted."""
         found: dict[str, RecordDict | WireError] = {}
         for question_id in message_ids:
-            head = self.state.finished_reply(question_id)
-            if head is not None:
-                found[question_id] = self._open(head)
+            content = self.state.finished_reply(question_id)
+            if content is not None:
+                found[question_id] = _open(content)
                 self.state.discard({question_id})
         return found
 
@@ -121,15 +122,12 @@ class Link:
         """Delete questions that nobody waits for any more."""
         self.state.discard(set(message_ids))
 
-    def _open(self, head: Message) -> RecordDict | WireError:
-        message_id = head.metadata.message_id
-        try:
-            message = inflate_object_from_contents(message_id, self.state.objects.contents(message_id))
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            return WireError(f"a reply cannot be read: {type(error).__name__}")
-        if not isinstance(message, Message) or not message.has_content():
-            return WireError("a reply has no content")
-        return message.content
+
+def _open(content: bytes) -> RecordDict | WireError:
+    try:
+        return RecordDict({RECORD: inflate_content(content)})
+    except ValueError as error:
+        return WireError(f"a reply cannot be read: {error}")
 
 
 def _message(run_id: int, out: Outgoing) -> Message:

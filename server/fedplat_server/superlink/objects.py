@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from flwr.app import ConfigRecord
 from flwr.proto.message_pb2 import ObjectTree
-from flwr.supercore.inflatable.inflatable_object import iterate_object_tree
+from flwr.supercore.inflatable.inflatable_object import UnexpectedObjectContentError, iterate_object_tree
 from flwr.supercore.object_store.in_memory_object_store import InMemoryObjectStore
 
 from fedplat_server.superlink.caller import caller_node_id, forbid
 
-# A message of ours is three objects: the message, its record dict, one config record.
-MAX_OBJECTS_IN_MESSAGE = 8
+# A message of ours is a chain of three objects: the message, its record dict, one config record. All content is in
+# the last one, so only that one travels beside the message's head: one request instead of three.
+_CHAIN_LENGTH = 3
 
 
 class OwnedObjectStore(InMemoryObjectStore):
@@ -33,8 +35,8 @@ class OwnedObjectStore(InMemoryObjectStore):
             return super().preregister(run_id, object_tree)
         with self.lock_store:
             ids = [part.object_id for part in iterate_object_tree(object_tree)]
-            if len(ids) > MAX_OBJECTS_IN_MESSAGE:
-                raise forbid("a message of that many objects is not one of ours")
+            if len(ids) > _CHAIN_LENGTH or content_id(object_tree) is None:
+                raise forbid("a message of that shape is not one of ours")
             if any(i in self.store and self._writer.get(i) != caller for i in ids):
                 raise forbid("an object of this message belongs to someone else")
             self._writer.update(dict.fromkeys(ids, caller))
@@ -56,21 +58,27 @@ class OwnedObjectStore(InMemoryObjectStore):
                 self._readers.pop(object_id, None)
                 self._writer.pop(object_id, None)
 
-    def is_complete(self, object_id: str) -> bool:
-        """Whether the object and everything under it has arrived."""
+    def content(self, message_id: str) -> bytes | None:
+        """The content of a message, once it has arrived."""
         with self.lock_store:
-            entry = self.store.get(object_id)
-            return (
-                entry is not None
-                and entry.is_available
-                and all(self.is_complete(child) for child in entry.child_object_ids)
-            )
+            if message_id not in self.store:
+                return None
+            leaf = content_id(self.get_object_tree(message_id))
+            return (self.store[leaf].content or None) if leaf else None
 
-    def contents(self, object_id: str) -> dict[str, bytes]:
-        """The object and everything under it, by id."""
-        with self.lock_store:
-            entry = self.store[object_id]
-            found = {object_id: entry.content}
-            for child in entry.child_object_ids:
-                found |= self.contents(child)
-            return found
+
+def content_id(object_tree: ObjectTree) -> str | None:
+    """The id of the record at the end of a message's chain; None if it is not a chain."""
+    while object_tree.children:
+        if len(object_tree.children) != 1:
+            return None
+        object_tree = object_tree.children[0]
+    return str(object_tree.object_id)
+
+
+def inflate_content(content: bytes) -> ConfigRecord:
+    """The record; ValueError for what is none."""
+    try:
+        return ConfigRecord.inflate(content)
+    except (UnexpectedObjectContentError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"not a config record: {type(error).__name__}") from error

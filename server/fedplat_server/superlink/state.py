@@ -92,19 +92,17 @@ class GuardedLinkState(InMemoryLinkState):
         """A silo that was killed between its reply's head and body sends both again."""
         with self.lock:
             reply_id = self.message_ins_id_to_message_res_id.get(question_id)
-            if reply_id is not None and not self.objects.is_complete(reply_id):
+            if reply_id is not None and self.objects.content(reply_id) is None:
                 del self.message_ins_id_to_message_res_id[question_id]
                 self.message_res_store.pop(reply_id, None)
 
     # -- what the server asks ---------------------------------------------------------------------------------
 
-    def finished_reply(self, question_id: str) -> Message | None:
-        """The head of a reply whose objects are all there. Whether its sender is online does not matter."""
+    def finished_reply(self, question_id: str) -> bytes | None:
+        """The content of a reply, once it is there. Whether its sender is online does not matter."""
         with self.lock:
             reply_id = self.message_ins_id_to_message_res_id.get(question_id)
-            if reply_id is None or not self.objects.is_complete(reply_id):
-                return None
-            return self.message_res_store[reply_id]
+            return self.objects.content(reply_id) if reply_id is not None else None
 
     def discard(self, question_ids: Set[str]) -> None:
         """Delete questions, their replies and all their objects."""

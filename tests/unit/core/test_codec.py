@@ -134,7 +134,7 @@ def test_hostile_keys_stay_on_one_line() -> None:
     assert caught.value.message.isprintable()
 
 
-@settings(max_examples=200)
+@settings(deadline=None)
 @given(
     st.text()
     | st.recursive(st.none() | st.integers() | st.text(), lambda x: st.lists(x) | st.dictionaries(st.text(), x)).map(

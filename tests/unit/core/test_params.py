@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import numpy as np
+import numpy.typing as npt
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedplat.errors import LayoutError
@@ -49,6 +50,11 @@ def test_patterns_are_case_sensitive() -> None:
         Layout.assign(MODEL, section(local=("HEAD.*",)))
 
 
+def test_groups_are_case_sensitive() -> None:
+    both = (Parameter("Head.weight", (1,), "float32"), Parameter("head.weight", (1,), "float32"))
+    assert Layout.assign(both, section(local=("head.*",))).names(Group.SHARED) == ("Head.weight",)
+
+
 def test_parameter_in_no_group() -> None:
     with pytest.raises(LayoutError, match=r"'head\.weight' is in no group"):
         Layout.assign(MODEL, section(shared=("body.*",)))
@@ -86,6 +92,7 @@ def test_fingerprint_is_pinned() -> None:
 shapes = st.lists(st.lists(st.integers(0, 4), max_size=3).map(tuple), min_size=1, max_size=6)
 
 
+@settings(deadline=None)
 @given(shapes.filter(lambda found: any(np.prod(s) > 0 for s in found)), st.integers(0, 2**32 - 1))
 def test_split_and_join_are_inverse(found: list[tuple[int, ...]], seed: int) -> None:
     layout = Layout.assign([Parameter(f"p{i}", s, "float32") for i, s in enumerate(found)], section())
@@ -105,7 +112,7 @@ def test_split_gives_views() -> None:
 
 def test_join_takes_what_it_needs_in_layout_order() -> None:
     layout = Layout.assign(MODEL, section(local=("head.*",)))
-    arrays = {
+    arrays: dict[str, npt.NDArray[np.generic]] = {
         "head.weight": np.ones((9, 9)),
         "body.bias": np.arange(3, dtype=np.float16),
         "body.weight": np.arange(6, dtype=np.float64).reshape(2, 3).T,

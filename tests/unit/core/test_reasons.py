@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
@@ -46,6 +46,7 @@ def test_words_are_never_interpreted(word: str) -> None:
     assert str(reason) == expected
 
 
+@settings(deadline=None)
 @given(PLAIN_TEXT, PLAIN_TEXT)
 def test_any_plain_word_survives(first: str, second: str) -> None:
     reason = Reason.model_validate_json(Reason.of(Code.NO_MAJORITY, what=first, other=second).model_dump_json())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedplat.seeds import Purpose, derive_seed
@@ -23,6 +23,7 @@ def test_pinned() -> None:
     assert derive_seed(0, "", 0, Purpose.MODEL) == 144_042_574_578_906_563
 
 
+@settings(deadline=None)
 @given(FIELDS, FIELDS)
 def test_distinct_and_in_range(first: tuple[int, str, int, Purpose], second: tuple[int, str, int, Purpose]) -> None:
     assert (derive_seed(*first) == derive_seed(*second)) == (first == second)

@@ -45,7 +45,7 @@ def test_defaults_are_written_out() -> None:
     spec = parse_spec(SPEC)
     assert spec.silos.minimum == 1
     assert spec.strategy.name == "fedavg"
-    assert spec.task.options["features"][0] == {  # type: ignore[index, call-overload]
+    assert spec.task.options["features"][0] == {  # type: ignore[index]
         "column": "x",
         "kind": "numeric",
         "center": 0.0,
