@@ -178,7 +178,7 @@ def _ratio(part: npt.NDArray[np.int64], whole: npt.NDArray[np.int64]) -> npt.NDA
 
 def _auroc(positive: list[int], negative: list[int]) -> dict[str, float]:
     p, n = np.asarray(positive, dtype=np.float64), np.asarray(negative, dtype=np.float64)
-    pairs = p.sum() * n.sum()
+    pairs = float(p.sum() * n.sum())
     if not pairs:
         return {}
     below = np.concatenate([[0.0], np.cumsum(n)[:-1]])

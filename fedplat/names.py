@@ -7,7 +7,7 @@ import re
 from fedplat.errors import WireError
 
 _SILO = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
-_RUN = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,127}")
+_RUN = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
 _ADDRESS = re.compile(r"(?P<host>[A-Za-z0-9._-]{1,253}|\[[0-9A-Fa-f:.]{2,45}\]):(?P<port>[1-9][0-9]{0,4})")
 
 

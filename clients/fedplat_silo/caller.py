@@ -112,8 +112,7 @@ class Caller:
         log.debug("the call failed: %s", error)
         if not self.connected and not self._said_away:
             self._said_away = True
-            log.warning("the server at %s is away: %s", self._server.address, error.message)
-            log.warning("trying again until it is back")
+            log.warning("%s; trying again until it is back", error.message)
         self._set_connected(False)
 
     def _set_connected(self, connected: bool) -> None:

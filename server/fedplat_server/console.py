@@ -17,6 +17,7 @@ from fedplat_server.adminclient import connect
 
 View = dict[str, Any]
 POLL_S = 0.5
+_FIGURES = ("loss", "accuracy", "precision", "recall", "f1", "mae", "rmse", "r2", "auroc")
 
 
 def run_server(home: str | None, given: dict[str, object]) -> None:
@@ -131,10 +132,10 @@ def round_lines(run: View) -> list[str]:
 def _figures(head: str, test: View | None) -> str:
     if test is None:
         return f"{head}  (measured with the next round)"
-    metrics = {"loss": test["loss"], **test["metrics"]}
-    shown = "  ".join(f"{k} {v:.4f}" for k, v in metrics.items() if isinstance(v, float) and k != "auroc_bound")
-    bound = metrics.get("auroc_bound")
-    return f"{head}  {shown}" + (f" (+- {bound:.4f})" if bound is not None and "auroc" in metrics else "")
+    figures = {"loss": test["loss"], **test["metrics"]}
+    shown = "  ".join(f"{k} {figures[k]:.4f}" for k in _FIGURES if figures.get(k) is not None)
+    bound = figures.get("auroc_bound")
+    return f"{head}  {shown}" + (f" (+- {bound:.4f})" if bound is not None else "")
 
 
 def watch_run(home: str | None, run_id: str, *, as_json: bool) -> int:

@@ -10,7 +10,7 @@ from fedplat.spec import load_spec
 
 
 def pack_submission(path: Path) -> bytes:
-    """The spec as canonical JSON. With initial weights, a NUL byte and the file follow, and the spec names their hash."""
+    """The spec as canonical JSON; if it names initial weights (then by their hash), a NUL byte and the file follow."""
     spec = load_spec(path)
     if spec.model.init == "seed":
         return spec.canonical().encode()

@@ -326,9 +326,6 @@ def test_workers_do_not_outlive_a_killed_parent(tmp_path: Path, num_workers: int
 
 
 TASK = """
-import os
-from torch import nn
-from fedplat_silo.data.errors import Refused
 from fedplat_silo.tasks.add_constant import AddConstant
 
 class Bad(AddConstant):
@@ -340,15 +337,9 @@ class Bad(AddConstant):
     def train_round(self, work):
         if work.place.rank == 1 and self.options.constant == 2:
             raise ValueError("{secret}")
-        if work.place.rank == 0 and self.options.constant == 3:
-            os._exit(7)
-        if self.options.constant == 4:
-            return super().train_round(work)
-        return self.model_failure(work)
-
-    def model_failure(self, work):
-        import torch.distributed as dist
-        dist.barrier()
+        if work.place.num_ranks == 1:
+            raise SystemError("{secret}")
+        torch.distributed.barrier()  # waits for the rank that has failed
 """
 
 
@@ -380,15 +371,9 @@ def test_what_a_task_raises_stays_in_the_log(
     assert (reason.code, reason.words) == (Code.TASK_FAILED, {"phase": phase})
     assert SECRET not in f"{failure.value} {failure.value!r} {reason!r} {reason.hint}"
     log = tmp_path / "silo.log"
-    assert (SECRET in log.read_text()) == (constant != 5.0)
+    assert SECRET in log.read_text()
     assert "clinic_tasks.py" in log.read_text()
     assert stat.S_IMODE(log.stat().st_mode) == 0o600
-
-
-def test_a_task_that_exits_is_a_lost_worker(make: Make, bad_task: Callable[[float], RunSpec]) -> None:
-    with pytest.raises(TrainingFailed) as failure:
-        make(bad_task(3.0)).train(TrainOrder(1), np.zeros(1000, dtype=np.float32))
-    assert failure.value.reason.words == {"phase": "training", "status": 7, "restarts": 3}
 
 
 def test_local_parameters_survive_and_never_leave(make: Make) -> None:

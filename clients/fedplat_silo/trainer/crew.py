@@ -83,8 +83,8 @@ class Crew:
                 raise Cancelled
             if key.data == _LISTENER:
                 self._admit()
-            elif key.data in self._channels:
-                lines, is_open = self._channels[key.data].receive_ready()
+            elif (channel := self._channels.get(key.data)) is key.fileobj and channel is not None:
+                lines, is_open = channel.receive_ready()
                 events += [(key.data, EVENTS.validate_json(line)) for line in lines]
                 lost |= not is_open and self._closed(key.data)
         self._note_statuses(events)

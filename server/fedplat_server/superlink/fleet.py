@@ -17,8 +17,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from fedplat_server.superlink.link import Link
 
 FLEET_ROUTES = frozenset(
-    f"/v1/fleet/{name}"
-    for name in ("pull-messages", "pull-object", "push-messages", "push-object")
+    f"/v1/fleet/{name}" for name in ("pull-messages", "pull-object", "push-messages", "push-object")
 )
 _log = logging.getLogger(__name__)
 

@@ -95,6 +95,17 @@ def test_auroc_is_exact_when_no_pair_shares_a_bin() -> None:
     assert (found["auroc"], found["auroc_bound"]) == (0.75, 0)
 
 
+def test_figures_are_plain_floats() -> None:
+    """A database driver takes no numpy scalars."""
+    scores, targets = np.array([0.1, 0.9]), np.array([0, 1])
+    for sums in (
+        MetricSums.of_classes(scores, targets, np.zeros(2)),
+        MetricSums.of_classes(np.eye(3), np.arange(3), np.zeros(3)),
+        MetricSums.of_values(scores, scores, np.zeros(2)),
+    ):
+        assert {type(figure) for figure in summarise(sums).values()} == {float}
+
+
 def test_auroc_bound_is_tight() -> None:
     scores = np.array([0.5, 0.5 + 0.4 / NUM_SCORE_BINS])
     for targets in (np.array([0, 1]), np.array([1, 0])):

@@ -7,8 +7,8 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
-from fedplat_server.store import Store, open_store
 
+from fedplat_server.store import Store, open_store
 from tests.support.postgres import PrivatePostgres, private_postgres
 
 

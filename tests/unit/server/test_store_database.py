@@ -14,13 +14,13 @@ from pathlib import Path
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
+from sqlalchemy import Connection, inspect, text
+
+from fedplat.errors import ConflictError, StoreError
 from fedplat_server.store import open_store
 from fedplat_server.store.migrations import migrate
 from fedplat_server.store.session import Database
 from fedplat_server.store.tables import metadata
-from sqlalchemy import Connection, inspect, text
-
-from fedplat.errors import ConflictError, StoreError
 from tests.support.postgres import PrivatePostgres
 
 

@@ -9,11 +9,11 @@ from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 
 import pytest
-from fedplat_server.store import Store, open_store
-from fedplat_server.store.session import Database
 from sqlalchemy import text
 
 from fedplat.errors import ConflictError, StoreError
+from fedplat_server.store import Store, open_store
+from fedplat_server.store.session import Database
 
 # What somebody with the file, or with the owner's password, can do.
 UNLOCK = {

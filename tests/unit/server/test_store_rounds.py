@@ -7,13 +7,13 @@ from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 
 import pytest
-from fedplat_server.store import Evaluation, Round, Split, Store, open_store
-from fedplat_server.transitions import RoundState, RunState, SiloRoundState
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sqlalchemy.exc import StatementError
 
 from fedplat.errors import ConflictError, NotFoundError
+from fedplat_server.store import Evaluation, Round, Split, Store, open_store
+from fedplat_server.transitions import RoundState, RunState, SiloRoundState
 
 ROSTER = ["hospital-b", "hospital-a", "hospital-c"]
 COHORT = ["hospital-b", "hospital-a"]

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import pytest
-from fedplat_server.store import RunSiloState, Store
-from fedplat_server.transitions import RUN_CHANGES, RunState
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from fedplat.errors import ConflictError, NotFoundError, WireError
+from fedplat_server.store import RunSiloState, Store
+from fedplat_server.transitions import RUN_CHANGES, RunState
 
 
 def test_a_run_reads_back_as_submitted(store: Store) -> None:

@@ -6,11 +6,12 @@ import re
 from pathlib import Path
 
 import pytest
+from sqlalchemy import Row, text
+
 from fedplat_server.store import Evaluation, Split, Store
 from fedplat_server.store.session import Database
 from fedplat_server.store.tables import metadata
 from fedplat_server.transitions import SiloRoundState
-from sqlalchemy import Row, text
 
 DOCUMENT = (Path(__file__).parents[3] / "docs" / "schema.md").read_text()
 QUERIES = re.findall(r"```sql\n(.*?)```", DOCUMENT, re.DOTALL)

@@ -6,10 +6,10 @@ from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta, timezone
 
 import pytest
-from fedplat_server.store import InviteKind, Silo, SiloState, Store
 from sqlalchemy.exc import StatementError
 
 from fedplat.errors import ConflictError, IdentityError, NotFoundError, WireError
+from fedplat_server.store import InviteKind, Silo, SiloState, Store
 
 NOW = datetime(2026, 3, 1, 12, 0, 0, 123456, tzinfo=UTC)
 LATER = NOW + timedelta(hours=24)

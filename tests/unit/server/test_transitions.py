@@ -5,6 +5,10 @@ from __future__ import annotations
 from enum import StrEnum
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fedplat.errors import ConflictError
 from fedplat_server.transitions import (
     ROUND_CHANGES,
     RUN_CHANGES,
@@ -17,10 +21,6 @@ from fedplat_server.transitions import (
     check_silo_round,
     is_final,
 )
-from hypothesis import given
-from hypothesis import strategies as st
-
-from fedplat.errors import ConflictError
 
 KINDS = [
     (RunState, RUN_CHANGES, check_run),

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from fedplat_server.checkpoints import CheckpointError, Checkpoints, Saved, export_weights
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
@@ -19,6 +18,7 @@ from fedplat import durable
 from fedplat.canonical import canonical_json, sha256_hex
 from fedplat.errors import LayoutError
 from fedplat.params import Group, Layout, Parameter, Vector
+from fedplat_server.checkpoints import CheckpointError, Checkpoints, Saved, export_weights
 
 SPEC_HASH = "5" * 64
 MakeVector = Callable[..., Vector]

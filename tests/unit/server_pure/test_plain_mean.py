@@ -5,13 +5,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from fedplat_server.aggregation import Update, UpdateError, plain, update_norm, weighted_mean
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from fedplat.errors import LayoutError
 from fedplat.params import Vector
+from fedplat_server.aggregation import Update, UpdateError, plain, update_norm, weighted_mean
 
 FINITE = st.floats(-(2.0**100), 2.0**100, width=32)
 WEIGHTS = st.one_of(st.integers(1, 10**9), st.floats(1e-300, 1e300))

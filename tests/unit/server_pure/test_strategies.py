@@ -7,9 +7,6 @@ from pathlib import Path
 import flwr.serverapp.strategy as stock
 import numpy as np
 import pytest
-from fedplat_server.aggregation import Update, weighted_mean
-from fedplat_server.checkpoints import Checkpoints
-from fedplat_server.strategies import _Nobody, make_strategy
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.serverapp.strategy import FedAvg
 from flwr.supercore.task_identity import TaskIdentity
@@ -17,6 +14,9 @@ from flwr.supercore.task_identity import TaskIdentity
 from fedplat.errors import FedplatError, LayoutError
 from fedplat.params import Layout, Vector
 from fedplat.spec.model import STRATEGY_OPTIONS, RunSpec, StrategyName
+from fedplat_server.aggregation import Update, weighted_mean
+from fedplat_server.checkpoints import Checkpoints
+from fedplat_server.strategies import _Nobody, make_strategy
 
 MakeSpec = Callable[..., RunSpec]
 MakeVector = Callable[..., Vector]

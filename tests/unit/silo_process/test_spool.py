@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -107,10 +108,8 @@ def test_a_crash_at_any_write_leaves_the_old_update_or_the_new_one(
         spool.put(order(), old)
         failing = _Failing(steps)
         monkeypatch.setattr(durable, "filesystem", failing)
-        try:
+        with suppress(OSError):
             spool.put(order(), new)
-        except OSError:
-            pass
         monkeypatch.undo()
         found = spool.get(order())
         assert found is not None
