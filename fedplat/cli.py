@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import os
 import sys
 from importlib.metadata import entry_points
 from typing import NoReturn
@@ -12,6 +14,7 @@ from fedplat import __version__
 from fedplat.errors import FedplatError
 
 _INTERRUPTED = 130
+_log = logging.getLogger(__name__)
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -55,4 +58,19 @@ def main() -> NoReturn:
         sys.exit(1)
     except KeyboardInterrupt:
         sys.exit(_INTERRUPTED)
+    except Exception as error:
+        if os.environ.get("FEDPLAT_DEBUG"):
+            raise
+        _explain_unforeseen(error)
+        sys.exit(1)
     sys.exit(status if isinstance(status, int) else 0)
+
+
+def _explain_unforeseen(error: Exception) -> None:
+    """Its type alone: the text of an error that nobody foresaw may hold a patient's value."""
+    has_log = bool(logging.getLogger().handlers)
+    if has_log:
+        _log.error("unforeseen", exc_info=error)
+    click.echo(f"error: something unforeseen failed ({type(error).__name__})", err=True)
+    where = "the log has the detail" if has_log else "set FEDPLAT_DEBUG=1 and try again to see where"
+    click.echo(f"  {where}; this is a bug in fedplat, or in a task", err=True)

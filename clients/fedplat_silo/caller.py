@@ -37,7 +37,7 @@ class Presence:
 
 
 class Caller:
-    """Calls for ever. `pull` takes the messages that wait, `end` hears of each run that is over, `on_change` of
+    """Calls for ever. `pull` takes a message that waits, `end` hears of each run that is over, `on_change` of
     every connection that is made or lost."""
 
     def __init__(

@@ -65,8 +65,10 @@ class Inbox:
             return tuple(sorted(self._holding))
 
     def pull(self) -> None:
-        """Takes all messages that wait; only their heads, so that it is quick. Raises ConnectionLostError."""
-        while (delivery := self._fleet.pull()) is not None:
+        """Takes the next message, only its head, so that it is quick; the next call tells whether there are more.
+        Raises ConnectionLostError."""
+        delivery = self._fleet.pull()
+        if delivery is not None:
             with self._lock:
                 self._holding.add(delivery.id)
             self._closed.put(delivery)

@@ -14,7 +14,7 @@ from fedplat.spec import RunSpec
 _SPEC = "spec.json"
 _ENDED = "ended"
 # What outlives a run: which spec it was, and the parameters that belong to this silo alone.
-_KEPT = frozenset({_ENDED, "local.safetensors"})
+_KEPT = (_ENDED, "local-*.safetensors")
 
 
 def live_runs(home: SiloHome) -> frozenset[str]:
@@ -56,4 +56,4 @@ def retire_run(home: SiloHome, run: str, spec_hash: str) -> None:
 
 
 def _others(folder: Path) -> Iterator[Path]:
-    return (path for path in list(folder.iterdir()) if path.name not in _KEPT)
+    return (path for path in list(folder.iterdir()) if not any(map(path.match, _KEPT)))

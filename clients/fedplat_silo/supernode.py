@@ -81,13 +81,17 @@ class Fleet:
             return Delivery(message_from_proto(response.messages_list[0]), response.message_object_trees[0])
 
     def open(self, delivery: Delivery) -> Message:
-        """The message with its content."""
-        # All content is in the last object of the chain (message, record dict, config record): it alone is fetched.
-        leaf = next(iterate_object_tree(delivery.tree)).object_id
+        """The message with its content: of its chain of objects only the last, the record, travels.
+
+        Nothing is confirmed: the server keeps a message until it has the answer.
+        """
+        leaf = next(iterate_object_tree(delivery.tree)).object_id  # children come before their parents
+        if leaf == delivery.id:
+            raise WireError("a message of the server has no content")
         with _errors(self._address):
             content = self._pull_object(delivery.head.metadata.run_id, leaf)
             if get_object_id(content) != leaf:
-                raise WireError("a message of the server is not what its hash says")
+                raise WireError("the content of a message was damaged on its way")
             return make_message(delivery.head.metadata, RecordDict({RECORD: ConfigRecord.inflate(content)}))
 
     def push(self, reply: Message) -> None:

@@ -35,7 +35,7 @@ from fedplat_server.registry import Registry
 from fedplat_server.settings import Settings
 from fedplat_server.store import Store, open_store
 from fedplat_server.superlink import Link
-from fedplat_server.superlink.fleet import fleet_app
+from fedplat_server.superlink.fleet import FleetApp
 
 _log = logging.getLogger(__name__)
 _SEEN_EVERY_S = 30.0
@@ -72,7 +72,7 @@ def assemble(home: ServerHome, settings: Settings) -> ServerParts:
     def silo_app(closing: Callable[[], bool]) -> ASGIApp:
         waker = Waker(registry, bell, link.has_work, coordinator.is_live, closing)
         routes = SiloRoutes(pem, registry, waker, admin.enrol, admin.leave)
-        return Guard(fleet_app(link), routes.app(), registry, NonceCache())
+        return Guard(FleetApp(link), routes.app(), registry, NonceCache())
 
     return ServerParts(settings, store, admin, coordinator, registry, bell, tls, silo_app)
 

@@ -125,6 +125,7 @@ def round_lines(run: View) -> list[str]:
     for done in run["rounds"]:
         if done["state"] == "committed":
             head = f"round {done['number']:>3}  {done['seconds']:6.2f} s  {len(done['cohort'])} silos"
+            head += f" (without {', '.join(done['without'])})" if done["without"] else ""
             lines.append(_figures(head, tests.get(done["number"])))
     return lines
 

@@ -33,7 +33,7 @@ from fedplat_server.checkpoints import Checkpoints
 from fedplat_server.exchange import Answer, Inquiry, RunStopped
 from fedplat_server.recruiting import Agreement, Recruiting, RunFailed, agree, first_weights
 from fedplat_server.registry import Member, Registry
-from fedplat_server.rounds import RunContext, closing_evaluation, run_round
+from fedplat_server.rounds import RunContext, closing_evaluation, run_round, told
 from fedplat_server.store import Run, RunSiloState, Store
 from fedplat_server.strategies import make_strategy
 from fedplat_server.superlink import Link
@@ -184,7 +184,7 @@ class RunDriver:
             silo_name=silo,
             state=RunSiloState.REFUSED,
             reason_code=reason.code,
-            reason={"text": str(reason), "hint": reason.hint, "words": dict(reason.words)},
+            reason=told(reason),
         )
 
     # -- weights ----------------------------------------------------------------------------------------------------
@@ -290,7 +290,7 @@ class RunDriver:
             silo_name=silo,
             state=RunSiloState.AWAY if away else RunSiloState.ACCEPTED,
             reason_code=reason.code if away else None,
-            reason={"text": str(reason), "hint": reason.hint} if away else None,
+            reason=told(reason) if away else None,
         )
 
     def _close(self, context: RunContext, weights: Vector, names: tuple[str, ...]) -> None:

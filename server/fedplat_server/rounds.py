@@ -150,8 +150,16 @@ def _note_upload(context: RunContext, number: int, silo: str, uploads: Uploads) 
     if reason is None:
         note(run_id=context.run_id, number=number, silo_name=silo, state=SiloRoundState.UPLOADED)
     else:
-        fields = SiloRoundFields(state=SiloRoundState.FAILED, reason_code=reason.code, reason=reason.words)
-        note(run_id=context.run_id, number=number, silo_name=silo, **fields)
+        note(run_id=context.run_id, number=number, silo_name=silo, **_absent(SiloRoundState.FAILED, reason))
+
+
+def _absent(state: SiloRoundState, reason: Reason) -> SiloRoundFields:
+    return SiloRoundFields(state=state, reason_code=reason.code, reason=told(reason))
+
+
+def told(reason: Reason) -> dict[str, object]:
+    """A reason as it is kept: the sentence and the hint for people, the words for programs."""
+    return {"text": str(reason), "hint": reason.hint, "words": dict(reason.words)}
 
 
 def _aggregate(
@@ -210,7 +218,12 @@ def evaluation(sums: Sequence[tuple[str, MetricSums]], round_number: int, split:
 
 
 def _silo_rounds(context: RunContext, uploads: Uploads, roster: Sequence[str]) -> dict[str, SiloRoundFields]:
-    return {silo: _silo_round(context, uploads.updates[silo]) for silo in roster if silo in uploads.updates}
+    missed = _absent(SiloRoundState.MISSED, Reason.of(Code.NO_ANSWER))
+    return {
+        silo: _silo_round(context, uploads.updates[silo]) if silo in uploads.updates else missed
+        for silo in roster
+        if silo not in uploads.failed
+    }
 
 
 def _silo_round(context: RunContext, given: Given[TrainReply]) -> SiloRoundFields:

@@ -52,18 +52,27 @@ def run_view(run: Run, store: Store) -> View:
     """A run with its rounds, figures and silos."""
     view = row(run, "layout", "flower_run_id")
     view["layout_fingerprint"] = (run.layout or {}).get("fingerprint")
-    view["rounds"] = [row(r, "run_id") for r in store.rounds.list(run.id)]
+    view["rounds"] = _rounds(run, store)
     view["evaluations"] = [row(e) for e in store.rounds.evaluations(run.id)]
     view["silos"] = [row(s, "run_id") for s in store.runs.silos(run.id)]
     view["silo_rounds"] = [row(s, "run_id") for s in store.rounds.silo_rounds(run.id)]
     return view
 
 
+def _rounds(run: Run, store: Store) -> list[View]:
+    """The rounds, each with the run's silos that are not in its aggregate."""
+    members = [s.silo_name for s in store.runs.silos(run.id) if s.state in ("accepted", "away")]
+    return [
+        row(r, "run_id") | {"without": [m for m in members if m not in r.cohort] if r.cohort else []}
+        for r in store.rounds.list(run.id)
+    ]
+
+
 def snapshot(run: Run, live: RunLive | None, store: Store, registry: Registry) -> View:
     """What `run watch` draws: the run, its figures so far, and every silo in words."""
     view = run_line(run)
     view["final"] = is_final(run.state)
-    view["rounds"] = [row(r, "run_id") for r in store.rounds.list(run.id)]
+    view["rounds"] = _rounds(run, store)
     view["evaluations"] = [row(e) for e in store.rounds.evaluations(run.id)]
     view["activity"] = live.activity if live else ""
     view["round"] = live.round if live else run.rounds_committed

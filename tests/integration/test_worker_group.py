@@ -149,23 +149,33 @@ def wait_until(condition: Callable[[], bool], timeout_s: float) -> bool:
 
 
 class Killer:
-    """Kills one worker of `group` in each of the first `num_kills` trainings it sees."""
+    """Kills one worker of `group` in the midst of each of the next `left` trainings it sees."""
 
-    def __init__(self, num_kills: int, rank: int = 0, after_share: float = 0.0) -> None:
+    def __init__(self, rank: int = 0, left: int = 0) -> None:
         self.group: WorkerGroup | None = None
-        self.left, self.rank, self.after_share = num_kills, rank, after_share
+        self.rank, self.left = rank, left
+        self.phases: list[Phase] = []
 
     def __call__(self, phase: Phase, share: float) -> None:
-        if phase is Phase.TRAINING and share >= self.after_share and self.left and self.group is not None:
+        self.phases.append(phase)
+        if phase is Phase.TRAINING and self.left and self.group is not None:
             self.left -= 1
+            time.sleep(0.2)
             os.kill(self.group.pids[self.rank], signal.SIGKILL)
 
 
-# 292 training records: batches of 7 end with one of 5; of 97 with one of 1, which one of two workers sits out.
-@pytest.mark.parametrize("batch_size", [7, 97])
-def test_two_workers_follow_the_curve_of_one(make: Make, batch_size: int) -> None:
+def when_training(event: threading.Event) -> Callable[[Phase, float], None]:
+    def tell(phase: Phase, share: float) -> None:
+        if phase is Phase.TRAINING:
+            event.set()
+
+    return tell
+
+
+def test_two_workers_follow_the_curve_of_one(make: Make) -> None:
+    # 292 training records: three batches of 97 (49 and 48), and one of 1 that the second worker sits out
     spec = tabular(
-        f"epochs = 2\nbatch_size = {batch_size}\nlearning_rate = 0.1\nmomentum = 0.9\ngradient_clip = 0.5\n"
+        "epochs = 4\nbatch_size = 97\nlearning_rate = 0.1\nmomentum = 0.9\ngradient_clip = 0.5\n"
         "class_weights = [1.0, 3.0]"
     )
     one, two = make(spec, name="one"), make(spec, num_workers=2, name="two")
@@ -175,7 +185,7 @@ def test_two_workers_follow_the_curve_of_one(make: Make, batch_size: int) -> Non
         np.testing.assert_allclose(pair.update, single.update, atol=1e-6)
         assert loss(pair.trained) == pytest.approx(loss(single.trained), rel=1e-5)
         assert loss(pair.evaluated) == pytest.approx(loss(single.evaluated), rel=1e-5)
-        assert pair.trained.num_examples == single.trained.num_examples == 2 * 292
+        assert pair.trained.num_examples == single.trained.num_examples == 4 * 292
         assert pair.evaluated is not None
         assert pair.evaluated.num_examples == 108
     assert listening(family(two.pids[0])) <= {"127.0.0.1", "::1"}
@@ -215,17 +225,11 @@ def test_same_round_same_bits_and_training_helps(make: Make) -> None:
     assert loss(group.evaluate(EvaluateOrder(3), final).evaluated) < loss(results[0].evaluated)
 
 
-@pytest.mark.parametrize(("num_workers", "steps"), [(1, 6000), (2, 1200)])
+@pytest.mark.parametrize(("num_workers", "steps"), [(1, 2000), (2, 500)])
 def test_a_killed_worker_changes_no_bit(make: Make, num_workers: int, steps: int) -> None:
     spec = tabular(f"steps = {steps}\nbatch_size = 8", model='local = ["2.*"]')
-    phases: list[Phase] = []
-    killer = Killer(num_kills=0, rank=num_workers - 1, after_share=0.01)
-
-    def progress(phase: Phase, share: float) -> None:
-        phases.append(phase)
-        killer(phase, share)
-
-    calm, hit = make(spec, num_workers, name="calm"), make(spec, num_workers, progress, name="hit")
+    killer = Killer(rank=num_workers - 1)
+    calm, hit = make(spec, num_workers, name="calm"), make(spec, num_workers, killer, name="hit")
     weights = calm.initial_weights()
     expected = [calm.train(TrainOrder(n), weights).update for n in (1, 2)]
     calm.close()
@@ -234,11 +238,11 @@ def test_a_killed_worker_changes_no_bit(make: Make, num_workers: int, steps: int
     second = hit.train(TrainOrder(2, evaluate=True), weights)
     assert (first.timings.restarts, second.timings.restarts) == (0, 1)
     assert [u.tobytes() for u in expected] == [first.update.tobytes(), second.update.tobytes()]
-    assert Phase.RESTARTING in phases
+    assert Phase.RESTARTING in killer.phases
 
 
 def test_the_fourth_kill_ends_the_round(make: Make) -> None:
-    killer = Killer(num_kills=4)
+    killer = Killer(left=4)
     group = killer.group = make(add_constant(seconds=60), on_progress=killer)
     weights = group.initial_weights()
     with pytest.raises(TrainingFailed) as failure:
@@ -249,7 +253,7 @@ def test_the_fourth_kill_ends_the_round(make: Make) -> None:
 
 def test_cancel_ends_a_command_and_the_next_one_works(make: Make) -> None:
     started = threading.Event()
-    group = make(add_constant(seconds=1.5), on_progress=lambda phase, _: phase is Phase.TRAINING and started.set())
+    group = make(add_constant(seconds=1.5), on_progress=when_training(started))
     weights = group.initial_weights()
     group.cancel()  # nothing runs: no effect
     outcome: list[object] = []
@@ -275,7 +279,7 @@ def test_cancel_ends_a_command_and_the_next_one_works(make: Make) -> None:
 
 def test_close_leaves_nothing_behind(make: Make) -> None:
     started = threading.Event()
-    group = make(add_constant(seconds=60), 2, lambda phase, _: phase is Phase.TRAINING and started.set())
+    group = make(add_constant(seconds=60), 2, when_training(started))
     thread = threading.Thread(target=swallow, args=(group,))
     thread.start()
     assert started.wait(60)
@@ -317,7 +321,8 @@ group.train(TrainOrder(1), np.zeros(1000, dtype=np.float32))
 @pytest.mark.parametrize("num_workers", [1, 2])
 def test_workers_do_not_outlive_a_killed_parent(tmp_path: Path, num_workers: int) -> None:
     arguments = [sys.executable, "-c", PARENT, ADD_CONSTANT.format(seconds=60), str(tmp_path), str(num_workers)]
-    with subprocess.Popen(arguments, stdout=subprocess.PIPE) as parent:
+    environment = {**os.environ, "TMPDIR": str(tmp_path)}  # nobody is left to remove its sockets
+    with subprocess.Popen(arguments, stdout=subprocess.PIPE, env=environment) as parent:
         assert parent.stdout is not None
         processes = family(json.loads(parent.stdout.readline())[0])
         assert len(processes) >= num_workers
@@ -337,8 +342,6 @@ class Bad(AddConstant):
     def train_round(self, work):
         if work.place.rank == 1 and self.options.constant == 2:
             raise ValueError("{secret}")
-        if work.place.num_ranks == 1:
-            raise SystemError("{secret}")
         torch.distributed.barrier()  # waits for the rank that has failed
 """
 
@@ -358,9 +361,7 @@ def bad_task(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[float
     return lambda constant: parse_spec(text.replace("seconds = 0", f"constant = {constant}"))
 
 
-@pytest.mark.parametrize(
-    ("num_workers", "constant", "phase"), [(1, 1.0, "preparing"), (2, 2.0, "training"), (1, 5.0, "training")]
-)
+@pytest.mark.parametrize(("num_workers", "constant", "phase"), [(1, 1.0, "preparing"), (2, 2.0, "training")])
 def test_what_a_task_raises_stays_in_the_log(
     make: Make, bad_task: Callable[[float], RunSpec], tmp_path: Path, num_workers: int, constant: float, phase: str
 ) -> None:
@@ -378,22 +379,22 @@ def test_what_a_task_raises_stays_in_the_log(
 
 def test_local_parameters_survive_and_never_leave(make: Make) -> None:
     spec = tabular("epochs = 2\nlearning_rate = 0.1", model='local = ["2.*"]\nfrozen = ["0.bias"]'.replace("\n", ", "))
-    calm, restarted = make(spec, name="calm"), make(spec, name="restarted")
-    ready = calm.start()
+    group = make(spec, name="local")
+    ready = group.start()
     assert ready.layout.names(Group.LOCAL) == ("2.weight", "2.bias")
     assert ready.layout.names(Group.SHARED) == ("0.weight",)
     assert len(ready.frozen_hash) == 64
-    assert restarted.start().frozen_hash == ready.frozen_hash
-    weights = calm.initial_weights()
-    updates = [calm.train(TrainOrder(n), weights).update for n in (1, 2, 3)]
+    weights = group.initial_weights()
+    updates = [group.train(TrainOrder(n), weights).update for n in (1, 2, 3)]
     assert updates[0].tobytes() != updates[1].tobytes()
-    restarted.train(TrainOrder(1), weights)
-    restarted.train(TrainOrder(2), weights)
-    restarted.close()
-    back = make(spec, name="restarted")
+    group.close()
+    back = make(spec, name="local")
+    # round 3 was done, and is repeated: it starts from the local parameters that it started from
+    assert back.start().frozen_hash == ready.frozen_hash
     assert back.train(TrainOrder(3), weights).update.tobytes() == updates[2].tobytes()
-    # a repeated round starts from the local parameters of its first start
-    assert back.train(TrainOrder(3), weights).update.tobytes() == updates[2].tobytes()
+    fourth = back.train(TrainOrder(4), weights).update.tobytes()
+    assert fourth != updates[2].tobytes()
+    assert back.train(TrainOrder(4), weights).update.tobytes() == fourth
     for file in (back._plan.run_dir).iterdir():
         assert stat.S_IMODE(file.stat().st_mode) == 0o600
 

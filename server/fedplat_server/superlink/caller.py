@@ -4,18 +4,15 @@ from __future__ import annotations
 
 from contextvars import ContextVar
 
-from fastapi import HTTPException
-
 caller_node_id: ContextVar[int | None] = ContextVar("caller_node_id", default=None)
 
 
+class NotYours(Exception):
+    """An authenticated silo asks for what belongs to someone else. Not a ValueError: Flower's handlers catch those."""
+
+
 def require_self(node_id: int, what: str) -> None:
-    """403 if an authenticated silo asks for what belongs to another node."""
+    """NotYours if an authenticated silo asks for what belongs to another node."""
     caller = caller_node_id.get()
     if caller is not None and caller != node_id:
-        raise HTTPException(status_code=403, detail=f"{what} belongs to another silo")
-
-
-def forbid(what: str) -> HTTPException:
-    """403 in words."""
-    return HTTPException(status_code=403, detail=what)
+        raise NotYours(f"{what} belongs to another silo")

@@ -7,7 +7,7 @@ from flwr.proto.message_pb2 import ObjectTree
 from flwr.supercore.inflatable.inflatable_object import UnexpectedObjectContentError, iterate_object_tree
 from flwr.supercore.object_store.in_memory_object_store import InMemoryObjectStore
 
-from fedplat_server.superlink.caller import caller_node_id, forbid
+from fedplat_server.superlink.caller import NotYours, caller_node_id
 
 # A message of ours is a chain of three objects: the message, its record dict, one config record. All content is in
 # the last one, so only that one travels beside the message's head: one request instead of three.
@@ -36,16 +36,16 @@ class OwnedObjectStore(InMemoryObjectStore):
         with self.lock_store:
             ids = [part.object_id for part in iterate_object_tree(object_tree)]
             if len(ids) > _CHAIN_LENGTH or content_id(object_tree) is None:
-                raise forbid("a message of that shape is not one of ours")
+                raise NotYours("a message of that shape is not one of ours")
             if any(i in self.store and self._writer.get(i) != caller for i in ids):
-                raise forbid("an object of this message belongs to someone else")
+                raise NotYours("an object of this message belongs to someone else")
             self._writer.update(dict.fromkeys(ids, caller))
             return super().preregister(run_id, object_tree)
 
     def get(self, object_id: str) -> bytes | None:
         caller = caller_node_id.get()
         if caller is not None and caller not in self._readers.get(object_id, ()):
-            raise forbid("that object was not sent to this silo")
+            raise NotYours("that object was not sent to this silo")
         return super().get(object_id)
 
     def delete(self, object_id: str) -> None:

@@ -12,7 +12,7 @@ from flwr.supercore.constant import NodeStatus
 from flwr.supercore.date import now
 from flwr.superlink.federation import NoOpFederationManager
 
-from fedplat_server.superlink.caller import caller_node_id, forbid, require_self
+from fedplat_server.superlink.caller import NotYours, caller_node_id, require_self
 from fedplat_server.superlink.objects import OwnedObjectStore
 
 
@@ -82,7 +82,7 @@ class GuardedLinkState(InMemoryLinkState):
     def store_object(self, run_id: int, session_id: str, object_id: str, object_content: bytes) -> bool:
         caller = caller_node_id.get()
         if caller is not None and self._session_owner.get(session_id) != caller:
-            raise forbid("that upload session is not this silo's")
+            raise NotYours("that upload session is not this silo's")
         stored = super().store_object(run_id, session_id, object_id, object_content)
         if caller is not None and stored:
             self._on_reply()

@@ -73,25 +73,20 @@ def test_the_chain_can_be_recomputed_by_others(store: Store) -> None:
     store.events.verify()
 
 
-@pytest.mark.parametrize(
-    "statement",
-    [
-        "UPDATE events SET actor = 'eve' WHERE seq = 1",
-        "DELETE FROM events WHERE seq = 2",
-        "DELETE FROM events",
-        "INSERT INTO events SELECT 9, at, actor, kind, run_id, silo_name, detail, prev_hash, hash FROM events",
-        "INSERT INTO events SELECT * FROM events WHERE seq = 1",
-    ],
-)
-def test_the_database_itself_refuses_changes(store: Store, database_url: str, statement: str) -> None:
+def test_the_database_itself_refuses_changes(store: Store, database_url: str) -> None:
     write_some(store)
     before = store.events.list()
-    database = Database(database_url)
-    with pytest.raises(ConflictError, match="append-only"), database.write() as connection:
-        connection.execute(text(statement))
     special = {"sqlite": "INSERT OR REPLACE INTO events SELECT * FROM events", "postgresql": "TRUNCATE events"}
-    with pytest.raises(ConflictError, match="append-only"), database.write() as connection:
-        connection.execute(text(special[connection.dialect.name]))
+    database = Database(database_url)
+    for statement in (
+        "UPDATE events SET actor = 'eve' WHERE seq = 1",
+        "DELETE FROM events WHERE seq = 2",
+        "INSERT INTO events SELECT 9, at, actor, kind, run_id, silo_name, detail, prev_hash, hash FROM events",
+        "INSERT INTO events SELECT * FROM events WHERE seq = 1",
+        special[database.engine.dialect.name],
+    ):
+        with pytest.raises(ConflictError, match="append-only"), database.write() as connection:
+            connection.execute(text(statement))
     database.close()
     assert store.events.list() == before
     store.events.verify()

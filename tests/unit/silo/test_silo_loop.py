@@ -24,6 +24,11 @@ ALONE = Place()
 MakeSpec = Callable[..., RunSpec]
 
 
+@pytest.fixture(autouse=True)
+def _seed() -> None:
+    torch.manual_seed(0)
+
+
 def make_round(model: nn.Module, spec: RunSpec, place: Place = ALONE, mu: float = 0.0) -> LocalRound:
     generator = torch.Generator().manual_seed(1)
     inputs = torch.randn(20, 3, generator=generator)
@@ -69,7 +74,7 @@ def test_slices_are_the_global_batch_and_weigh_one(make_spec: MakeSpec, num_rank
 def gradients(model: nn.Module, task: Tabular, work: LocalRound, batch: np.ndarray) -> list[Tensor]:
     inputs, targets, weights, _ = my_slice(work, batch)
     model.zero_grad()
-    (task.loss(model, inputs, targets)[1] * weights).sum().backward()
+    (task.loss(model, inputs, targets)[1] * weights).sum().backward()  # type: ignore[no-untyped-call]
     return [p.grad.clone() for p in model.parameters() if p.grad is not None]
 
 
@@ -82,7 +87,7 @@ def test_gradients_of_all_ranks_add_up_to_the_weighted_mean(make_spec: MakeSpec,
     inputs, targets = work.examples.fetch(torch.from_numpy(batch))
     model.zero_grad()
     losses, weights = task.loss(model, inputs, targets)[1], work.examples.weights[batch]
-    ((losses * weights).sum() / weights.sum()).backward()
+    ((losses * weights).sum() / weights.sum()).backward()  # type: ignore[no-untyped-call]
     for parameter, *of_ranks in zip(model.parameters(), *parts, strict=True):
         torch.testing.assert_close(sum(of_ranks), parameter.grad)
 

@@ -16,6 +16,7 @@ from fedplat_silo.data.source import DataSource
 from fedplat_silo.data.tables import read_table
 
 Write = Callable[..., Path]
+SECTION = DataSection(name="clinic", test_share=0.3)
 
 
 def test_quotes_bom_crlf_and_blank_lines(csv: Write) -> None:
@@ -65,7 +66,7 @@ def test_unreadable_files_are_refused(tmp_path: Path, name: str) -> None:
     assert str(tmp_path / name) in refusal.value.message
 
 
-def rows(source: DataSource) -> tuple[set[tuple[str, ...]], set[tuple[str, ...]]]:
+def rows(source: DataSource) -> tuple[set[tuple[str, str]], set[tuple[str, str]]]:
     tables = source.tables(("id", "x"), None)
     train, test = (set(zip(t.cells["id"], t.cells["x"], strict=True)) for t in tables)
     return train, test
@@ -73,14 +74,19 @@ def rows(source: DataSource) -> tuple[set[tuple[str, ...]], set[tuple[str, ...]]
 
 def test_hash_split_ignores_order_and_keeps_twins_together(csv: Write) -> None:
     records = [f"{i % 150},{i % 150}" for i in range(300)]  # each one twice
-    section = DataSection(name="clinic", test_share=0.3)
-    train, test = rows(DataSource(csv("id,x\n" + "\n".join(records)), section))
-    shuffled = rows(DataSource(csv("id,x\n" + "\n".join(reversed(records)), "b.csv"), section))
-    other = rows(DataSource(csv("id,x\n" + "\n".join(records), "c.csv"), section.model_copy(update={"split_seed": 1})))
+    train, test = rows(DataSource(csv("id,x\n" + "\n".join(records)), SECTION))
+    shuffled = rows(DataSource(csv("id,x\n" + "\n".join(reversed(records)), "b.csv"), SECTION))
+    other = rows(DataSource(csv("id,x\n" + "\n".join(records), "c.csv"), SECTION.model_copy(update={"split_seed": 1})))
     assert (train, test) == shuffled
     assert (train, test) != other
     assert not train & test
     assert 30 < len(test) < 60
+
+
+def test_all_cells_of_a_record_count(csv: Write) -> None:
+    train, test = rows(DataSource(csv("id,x\n" + "\n".join(f"1,{i}" for i in range(100))), SECTION))
+    assert len(train) > 50
+    assert len(test) > 10
 
 
 def test_a_patient_is_on_one_side(csv: Write) -> None:
