@@ -341,11 +341,11 @@ def test_a_run_that_is_over_leaves_its_hash_and_the_local_parameters(silo: Silo)
     silo.join(spec)
     silo.train(spec)
     folder = silo.home.run("r-1")
-    (folder / "local.safetensors").write_bytes(b"mine")
+    (folder / "local-00000001.safetensors").write_bytes(b"mine")
     (folder / "scratch").mkdir()
     silo.runs.cancel("r-1")
     silo.runs.end("r-1")
-    assert sorted(p.name for p in folder.iterdir()) == ["ended", "local.safetensors"]
+    assert sorted(p.name for p in folder.iterdir()) == ["ended", "local-00000001.safetensors"]
     assert (folder / "ended").read_text() == spec.hash
     assert not (silo.home.spool / "r-1").exists()
     assert silo.cast.did[-1] == "close"
