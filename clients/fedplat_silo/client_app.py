@@ -13,8 +13,7 @@ from flwr.clientapp import ClientApp
 from fedplat.errors import PolicyError, WireError
 from fedplat.params import Vector
 from fedplat.reasons import Code, Reason
-from fedplat.wire import Parcel, from_record, to_record
-from fedplat.wire.codec import RECORD
+from fedplat.wire.codec import RECORD, Parcel, from_record, to_record
 from fedplat.wire.messages import (
     EvaluateReply,
     EvaluateRequest,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import math
 import os
 import threading
 from collections.abc import Callable
@@ -12,15 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-import numpy as np
-
 from fedplat import __version__
 from fedplat.home import SiloHome
 from fedplat.metrics import MetricSums
 from fedplat.params import Vector
 from fedplat.reasons import Code, Reason
 from fedplat.spec import RunSpec, Weighting
-from fedplat.wire import Parcel
+from fedplat.wire.codec import Parcel
 from fedplat.wire.http import Phase, Progress
 from fedplat.wire.messages import (
     Capabilities,
@@ -38,7 +35,7 @@ from fedplat_silo.policy import Policy
 from fedplat_silo.records import open_run
 from fedplat_silo.spool import Finished, Order, Spool
 from fedplat_silo.tasks.registry import identity
-from fedplat_silo.trainer.errors import Cancelled, TrainingFailed
+from fedplat_silo.trainer.errors import Cancelled
 from fedplat_silo.trainer.group import EvaluateOrder, EvaluateResult, Ready, TrainOrder, TrainResult
 from fedplat_silo.trainer.plan import TrainingPlan
 
@@ -167,8 +164,6 @@ class Participation:
         workers, ready = self._prepare()
         order = TrainOrder(round=request.round, proximal_mu=request.proximal_mu, evaluate=request.evaluate)
         result = workers.train(order, parcel.vector(ready.layout.size))
-        if not np.isfinite(result.update).all():
-            raise TrainingFailed(Reason.of(Code.UPDATE_NOT_FINITE))
         reply = TrainReply(
             run=self.run,
             silo=self._site.home.name,
@@ -229,10 +224,8 @@ class Participation:
         return ready.num_train if self.policy.share_counts else None
 
     def _shown(self, sums: MetricSums | None) -> MetricSums | None:
-        """The sums, if the policy lets them out. Totals that are not finite have no JSON, and say nothing."""
-        if sums is None or self.policy.share_metrics == "none":
-            return None
-        return sums if all(map(math.isfinite, sums.totals.values())) else None
+        """The sums, if the policy lets them out."""
+        return None if self.policy.share_metrics == "none" else sums
 
 
 def threads_per_worker(max_threads: int, num_workers: int) -> int:

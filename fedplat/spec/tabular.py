@@ -34,7 +34,7 @@ class Numeric(Section):
     def _one_scaling(self) -> Self:
         if self.range is not None and self.range[0] >= self.range[1]:
             raise ValueError(f"column {self.column!r}: the range must go upwards")
-        if self.range is not None and {"center", "scale"} & self.model_fields_set:
+        if self.range is not None and (self.center, self.scale) != (0.0, 1.0):
             raise ValueError(f"column {self.column!r}: give a range, or center and scale, not both")
         return self
 

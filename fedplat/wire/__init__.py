@@ -1,5 +1,4 @@
-"""What travels: typed, versioned messages in Flower's records, and the bodies of our own routes."""
+"""What travels: typed, versioned messages in Flower's records, and the bodies of our own routes.
 
-from fedplat.wire.codec import Parcel, from_record, to_record
-
-__all__ = ["Parcel", "from_record", "to_record"]
+`codec` needs Flower; the rest does not, and a training worker never loads it.
+"""

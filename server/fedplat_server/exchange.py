@@ -12,7 +12,7 @@ from flwr.app import RecordDict
 from fedplat.errors import WireError
 from fedplat.params import Vector
 from fedplat.reasons import Code, Reason
-from fedplat.wire import Parcel, from_record, to_record
+from fedplat.wire.codec import Parcel, from_record, to_record
 from fedplat.wire.messages import Reply, Request
 from fedplat_server.registry import Member
 from fedplat_server.superlink import Link, Outgoing

@@ -91,7 +91,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, metavar="N", help="how many, from 42 on (default 20)")
     parser.add_argument("--methods", help=f"of {','.join(METHODS)} (default: all)")
     parser.add_argument("--data", type=Path, default=NEAR, help="folder of the processed.*.data files")
-    parser.add_argument("--parallel", type=int, default=1, help="runs at the same time")
+    parser.add_argument("--parallel", type=int, default=3, help="runs at the same time; no figure depends on it")
     options = parser.parse_args()
     num_seeds, methods = QUICK if options.quick else (20, tuple(METHODS))
     seeds = range(FIRST_SEED, FIRST_SEED + (options.seeds or num_seeds))

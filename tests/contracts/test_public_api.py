@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import fedplat.spec
-import fedplat.wire
 
 
 def test_spec() -> None:
@@ -27,8 +26,3 @@ def test_spec() -> None:
         "parse_spec",
     ]
     assert all(hasattr(fedplat.spec, name) for name in fedplat.spec.__all__)
-
-
-def test_wire() -> None:
-    assert fedplat.wire.__all__ == ["Parcel", "from_record", "to_record"]
-    assert all(hasattr(fedplat.wire, name) for name in fedplat.wire.__all__)

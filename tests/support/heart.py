@@ -167,14 +167,9 @@ def accuracy(exported: Path, test: Path, *, train: Path | None = None) -> float:
     moments = _columns(train) if train else None
     columns = _columns(test)
     inputs = np.stack([x for feature in schema["features"] for x in _inputs(feature, columns, moments)], axis=1)
-    weight, bias = (array.astype(np.float64) for _, array in sorted(_tensors(exported).items(), reverse=True))
-    predicted = inputs @ weight[0] + bias[0] >= 0
+    model: dict[str, npt.NDArray[np.float32]] = load_file(exported / "model.safetensors")
+    predicted = inputs @ model["0.weight"][0] + model["0.bias"][0] >= 0
     return float((predicted == columns[schema["target"]["column"]]).mean())
-
-
-def _tensors(exported: Path) -> dict[str, npt.NDArray[np.float32]]:
-    tensors: dict[str, npt.NDArray[np.float32]] = load_file(exported / "model.safetensors")
-    return tensors
 
 
 def _columns(path: Path) -> dict[str, Floats]:

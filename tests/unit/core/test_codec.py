@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from fedplat.errors import WireError
 from fedplat.metrics import MetricSums
 from fedplat.reasons import Code, Reason
-from fedplat.wire import from_record, to_record
+from fedplat.wire.codec import from_record, to_record
 from fedplat.wire.messages import EvaluateReply, JoinReply, TrainReply, TrainRequest, WeightsReply, WeightsRequest
 
 HASH = "0" * 64

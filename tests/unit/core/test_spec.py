@@ -174,7 +174,7 @@ def test_key_named_like_a_tag(name: str) -> None:
         ),
         (swap('"numeric"', '"numeric", scale = 0'), "features[0].scale (column 'x'): should be greater than 0"),
         (swap('"numeric"', '"numeric", range = [2, 1]'), "column 'x': the range must go upwards"),
-        (swap('"numeric"', '"numeric", range = [1, 2], scale = 1'), "give a range, or center and scale, not both"),
+        (swap('"numeric"', '"numeric", range = [1, 2], scale = 2'), "give a range, or center and scale, not both"),
         (swap('column = "x"', 'column = "x\\n"'), "must be text without control characters or line breaks"),
         (swap('column = "x"', 'column = "\\u202ex"'), "must be text without control characters"),
         ("", "\n  name: missing\n  task: missing\n  data: missing\n  rounds: missing\n  training: missing"),

@@ -17,7 +17,7 @@ from fedplat.home import SiloHome
 from fedplat.params import Vector
 from fedplat.reasons import Code, Reason
 from fedplat.spec import RunSpec
-from fedplat.wire import Parcel, from_record, to_record
+from fedplat.wire.codec import Parcel, from_record, to_record
 from fedplat.wire.http import Phase, Progress
 from fedplat.wire.messages import (
     EvaluateReply,

@@ -8,7 +8,7 @@ import pytest
 from fedplat import durable
 from fedplat.errors import ConnectionLostError, IdentityError, NotFoundError, WireError
 from fedplat.home import SiloHome
-from fedplat.identity import Label, fingerprint, load_public, secret_hash, verify
+from fedplat.identity import Label, fingerprint, load_public, new_key, save_key, secret_hash, verify
 from fedplat_silo.enrol import enrol
 from fedplat_silo.membership import forget_membership, load_membership
 from fedplat_silo.transport import CertificateError
@@ -158,10 +158,14 @@ def test_a_crash_anywhere_is_cured_by_the_same_invite(
     assert num_crashes == 4, "the pending key, then key.pem, ca.pem and server.json"
 
 
-def test_half_an_enrolment_is_noticed(home: SiloHome, server: TlsServer) -> None:
+@pytest.mark.parametrize("file", ["ca", "key"])
+def test_half_an_enrolment_is_noticed(home: SiloHome, server: TlsServer, file: str) -> None:
     Registrar(server)
     enrol(home, server.invite())
-    home.ca_certificate.write_text(_other_ca(home.path / "x"))
+    if file == "ca":
+        home.ca_certificate.write_text(_other_ca(home.path / "x"))
+    else:
+        save_key(new_key(), home.key)
     with pytest.raises(IdentityError, match="interrupted") as caught:
         load_membership(home)
     assert "--invite" in caught.value.hint

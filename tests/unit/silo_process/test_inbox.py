@@ -14,7 +14,7 @@ from flwr.app.message.message import make_message
 from fedplat.errors import ConflictError, ConnectionLostError
 from fedplat.home import SiloHome
 from fedplat.reasons import Code
-from fedplat.wire import from_record, to_record
+from fedplat.wire.codec import from_record, to_record
 from fedplat.wire.messages import JoinReply, JoinRequest, Request, TrainReply, TrainRequest
 from fedplat_silo import inbox as inbox_module
 from fedplat_silo.backoff import Backoff
