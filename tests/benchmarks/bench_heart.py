@@ -48,7 +48,7 @@ def measure(data: Path, methods: Sequence[str], seeds: Sequence[int], parallel: 
         used = {silo for method in methods for silo in METHODS[method].silos}
         join_hospitals(fed, {silo: folders[silo] for silo in folders if silo in used}, parallel=parallel)
         jobs = [(method, seed) for method in methods for seed in seeds]
-        for (method, seed), figures in zip(jobs, pool.map(lambda job: run(fed, folders, *job), jobs), strict=True):
+        for (_, seed), figures in zip(jobs, pool.map(lambda job: run(fed, folders, *job), jobs), strict=True):
             for key, value in figures.items():
                 results.setdefault(key, []).append(value)
             shown = ", ".join(f"{key} {value:.4f}" for key, value in figures.items())

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import threading
 import time
 from pathlib import Path
@@ -274,17 +273,6 @@ def test_a_later_round_forgets_the_earlier_one(silo: Silo) -> None:
     silo.train(spec)
     silo.train(spec, 2)
     assert [p.name for p in (silo.home.spool / "r-1").iterdir()] == ["2.update"]
-
-
-@pytest.mark.parametrize("value", [math.nan, math.inf])
-def test_an_update_that_is_not_finite_stays_here(silo: Silo, value: float) -> None:
-    spec = make_spec()
-    silo.join(spec)
-    silo.cast.update = value
-    reply = silo.train(spec)
-    assert failed(reply.body) is Code.UPDATE_NOT_FINITE
-    assert reply.buffer == b""
-    assert not list(silo.home.spool.glob("*/*"))
 
 
 def test_weights_of_another_size_are_a_bad_message(silo: Silo) -> None:
