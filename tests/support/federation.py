@@ -186,8 +186,9 @@ class Federation:
         return self.snapshot(run)
 
     def all_logs(self) -> str:
-        """For a failed test."""
-        return "\n".join(f"--- {path.name}\n{path.read_text()[-3000:]}" for path in sorted(self.folder.glob("*.log")))
+        """For a failed test: what processes printed, and what they wrote into their homes."""
+        logs = sorted(self.folder.rglob("*.log"))
+        return "\n".join(f"--- {path.relative_to(self.folder)}\n{path.read_text()[-3000:]}" for path in logs)
 
     def close(self) -> None:
         """Stop everything, for sure."""
