@@ -54,7 +54,7 @@ class Bell:
 
 @dataclass(frozen=True)
 class Waker:
-    """Answers wake requests. `has_work(node, holding)`, `is_live(run, silo)` and `closing()` are asked again at each ring."""
+    """Answers wake requests. `has_work(node, holding)`, `is_live(run, silo)` and `closing()` are asked at each ring."""
 
     registry: Registry
     bell: Bell
