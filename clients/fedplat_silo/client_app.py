@@ -105,9 +105,11 @@ def _answer(message: Message, kind: type[Asked], silo: str, handle: Callable[[Pa
     except Cancelled:
         raise
     except Exception as error:  # the boundary: beyond it there are reasons only
-        reply, vector = _failed(parcel.body, silo, _reason(parcel.body, error)), None
-        log.warning("run %s: %s", parcel.body.run, reply.failed)
-        log.debug("run %s, %s", parcel.body.run, parcel.body.kind, exc_info=error)
+        reason = _reason(parcel.body, error)
+        reply, vector = _failed(parcel.body, silo, reason), None
+        log.warning("run %s: %s", parcel.body.run, reason)
+        unforeseen = error if reason.code is Code.INTERNAL else None
+        log.debug("run %s, %s: %s", parcel.body.run, parcel.body.kind, error, exc_info=unforeseen)
     return Message(to_record(reply, vector), reply_to=message)
 
 

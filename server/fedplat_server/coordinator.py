@@ -98,9 +98,10 @@ class Coordinator:
         running = self._running.get(run_id)
         return running.driver.live if running else None
 
-    def is_live(self, run_id: str) -> bool:
-        """Whether silos should keep what they have of this run."""
-        return run_id in self._running
+    def is_live(self, run_id: str, silo: str) -> bool:
+        """Whether a silo should keep what it has of this run."""
+        running = self._running.get(run_id)
+        return running is not None and running.driver.wants(silo)
 
     def stop(self, run_id: str, *, actor: str = "admin") -> Run:
         """Stop a run for good; what it has committed stays. Waits until it has stopped."""

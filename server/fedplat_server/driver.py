@@ -73,6 +73,11 @@ class RunDriver:
         self._stopped_by_user = False
         self._flower_run = 0
         self._away: set[str] = set()
+        self._taking_part: tuple[str, ...] | None = None
+
+    def wants(self, silo: str) -> bool:
+        """Whether a silo should keep what it has of this run: until it is known who takes part, everybody should."""
+        return self._taking_part is None or silo in self._taking_part
 
     def stop(self, *, by_user: bool) -> None:
         """Ask the run to end. By a user: for good. Else it is left as it is, for the next start."""
@@ -109,6 +114,9 @@ class RunDriver:
             context, weights, members = self._begin()
         else:
             context, weights, members = self._resume(run)
+        self._taking_part = members
+        for member in self._registry.members():
+            self._link.on_message(member.node_id)  # whoever is not in it hears that now
         self._set_state(RunState.RUNNING)
         step = self._last_step()
         for number in range(run.rounds_committed + 1, self._spec.rounds.count + 1):

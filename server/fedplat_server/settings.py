@@ -1,4 +1,4 @@
-"""How this server was told to run: given once, remembered in its home, changed by giving it again."""
+"""How this server was told to run: given once, remembered in its home when it worked, changed by giving it again."""
 
 from __future__ import annotations
 
@@ -28,19 +28,23 @@ class Settings(BaseModel):
 
     @classmethod
     def remembered(cls, home: ServerHome, **given: object) -> Self:
-        """What was remembered, with what is given now over it; remembered again."""
-        path = home.path / "server.json"
+        """What was remembered, with what is given now over it. HomeError if that makes no sense."""
+        path = _path(home)
         try:
             old = cls.model_validate_json(path.read_bytes()) if path.exists() else cls()
+        except ValidationError as error:
+            hint = "Mend the file, or remove it and give the options to `fedplat server start` again."
+            raise HomeError(f"{path} cannot be understood: {_problem(error)}", hint=hint) from None
+        try:
             new = cls.model_validate(old.model_dump() | {k: v for k, v in given.items() if v not in (None, ())})
         except ValidationError as error:
-            problem = error.errors(include_url=False)[0]
-            field = ".".join(map(str, problem["loc"]))
-            raise HomeError(f"the server's setting {field!r} is not valid: {problem['msg']}", hint=str(path)) from None
-        if not new.names:
-            new = new.model_copy(update={"names": _own_names()})
-        write_atomic(path, new.model_dump_json(indent=2).encode())
-        return new
+            hint = "`fedplat server start --help` shows what can be given."
+            raise HomeError(f"the server cannot be set up like that: {_problem(error)}", hint=hint) from None
+        return new if new.names else new.model_copy(update={"names": _own_names()})
+
+    def remember(self, home: ServerHome) -> None:
+        """For the next start."""
+        write_atomic(_path(home), self.model_dump_json(indent=2).encode())
 
     def database_url(self, home: ServerHome) -> str:
         """Where the SQL store is."""
@@ -50,6 +54,15 @@ class Settings(BaseModel):
     def address(self) -> str:
         """`host:port` for silos."""
         return f"{self.names[0]}:{self.port}"
+
+
+def _path(home: ServerHome) -> Path:
+    return home.path / "server.json"
+
+
+def _problem(error: ValidationError) -> str:
+    problem = error.errors(include_url=False)[0]
+    return ": ".join([*map(str, problem["loc"]), problem["msg"]])
 
 
 def _own_names() -> tuple[str, ...]:

@@ -208,11 +208,12 @@ def join_hospitals(fed: Federation, folders: Mapping[str, Path], *, parallel: in
 
 
 def run_method(fed: Federation, name: str, seed: int) -> dict[str, Any]:
-    """Train with a method and a seed, to the end; what `fedplat run show` says then."""
+    """Train with a method and a seed, to the end; what `fedplat run show` says then. AssertionError if it fails."""
     path = fed.folder / f"{name}-{seed}.toml"
     path.write_text(spec(name, seed), encoding="utf-8")
-    watched = fed.command("run", "submit", str(path), "--watch", "--json")
-    return fed.snapshot(json.loads(watched.splitlines()[-1])["id"])
+    watched = json.loads(fed.command("run", "submit", str(path), "--watch", "--json", check=False).splitlines()[-1])
+    assert watched["state"] == "finished", f"{watched['reason']}\n{fed.all_logs()}"
+    return fed.snapshot(watched["id"])
 
 
 def accuracies(view: Mapping[str, Any]) -> dict[str, float]:

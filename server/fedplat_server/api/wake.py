@@ -54,12 +54,12 @@ class Bell:
 
 @dataclass(frozen=True)
 class Waker:
-    """Answers wake requests. `has_work(node, holding)`, `is_live(run)` and `closing()` are asked again at each ring."""
+    """Answers wake requests. `has_work(node, holding)`, `is_live(run, silo)` and `closing()` are asked again at each ring."""
 
     registry: Registry
     bell: Bell
     has_work: Callable[[int, frozenset[str]], bool]
-    is_live: Callable[[str], bool]
+    is_live: Callable[[str, str], bool]
     closing: Callable[[], bool]
     timeout_s: float = WAKE_TIMEOUT_S
 
@@ -93,7 +93,7 @@ class Waker:
     def _look(self, member: Member, body: WakeRequest, holding: frozenset[str]) -> WakeReply:
         if self.registry.member(member.name) is not member:
             raise NotFoundError(f"silo {member.name} was revoked, or has another key now")
-        alive = tuple(run for run in body.runs if self.is_live(run))
+        alive = tuple(run for run in body.runs if self.is_live(run, member.name))
         return WakeReply(messages=self.has_work(member.node_id, holding), runs=alive)
 
 
