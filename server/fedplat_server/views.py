@@ -9,6 +9,7 @@ from enum import Enum
 from typing import TypeAlias
 
 from fedplat.identity import show_fingerprint
+from fedplat_server.checkpoints import CheckpointError, Checkpoints
 from fedplat_server.driver import RunLive
 from fedplat_server.registry import Registry
 from fedplat_server.store import Run, RunSilo, Silo, Store
@@ -66,6 +67,21 @@ def _rounds(run: Run, store: Store) -> list[View]:
         row(r, "run_id") | {"without": [m for m in members if m not in r.cohort] if r.cohort else []}
         for r in store.rounds.list(run.id)
     ]
+
+
+def checkpoint_view(folder: Checkpoints, number: int) -> View:
+    """A checkpoint of a run."""
+    try:
+        manifest = folder.load(number).manifest
+    except CheckpointError as error:
+        return {"round": number, "good": False, "problem": error.message}
+    return {
+        "round": number,
+        "good": True,
+        "created_at": plain(manifest.created_at),
+        "size_bytes": manifest.size_bytes,
+        "sha256": manifest.sha256,
+    }
 
 
 def snapshot(run: Run, live: RunLive | None, store: Store, registry: Registry) -> View:

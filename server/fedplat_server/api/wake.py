@@ -54,7 +54,7 @@ class Bell:
 
 @dataclass(frozen=True)
 class Waker:
-    """Answers wake requests. `has_work(node, holding)`, `is_live(run, silo)` and `closing()` are asked again at each ring."""
+    """Answers wake requests. `has_work(node, holding)`, `is_live(run, silo)` and `closing()` are asked at each ring."""
 
     registry: Registry
     bell: Bell
@@ -93,7 +93,8 @@ class Waker:
     def _look(self, member: Member, body: WakeRequest, holding: frozenset[str]) -> WakeReply:
         if self.registry.member(member.name) is not member:
             raise NotFoundError(f"silo {member.name} was revoked, or has another key now")
-        alive = tuple(run for run in body.runs if self.is_live(run, member.name))
+        # A server that goes down has no run alive, but none of them is over.
+        alive = tuple(run for run in body.runs if self.closing() or self.is_live(run, member.name))
         return WakeReply(messages=self.has_work(member.node_id, holding), runs=alive)
 
 
