@@ -13,7 +13,7 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import NoReturn
 
-from fedplat.errors import ConnectionLostError
+from fedplat.errors import ConnectionLostError, FedplatError
 from fedplat.home import SiloHome, home_id, next_boot
 from fedplat.identity import Invite, read_invite
 from fedplat.names import check_address
@@ -125,7 +125,8 @@ class SiloProcess:
             try:
                 work()
             except Exception as error:  # `run` raises it again
-                log.debug("the thread %s failed", name, exc_info=error)
+                unforeseen = None if isinstance(error, FedplatError) else error
+                log.debug("the thread %s ended: %s", name, error, exc_info=unforeseen)
                 self._outcome.put(error)
 
         threading.Thread(target=guarded, name=name, daemon=True).start()

@@ -30,7 +30,8 @@ def export_run(admin: AdminClient, run_id: str, folder: Path | None, number: int
         _write(files["preprocessing.json"], preprocessing(RunSpec.model_validate(view["spec"])))
         _write(files["metrics.json"], {k: view[k] for k in ("id", "state", "rounds", "evaluations")})
     except OSError as error:
-        raise FedplatError(f"cannot write into {target}: {error.strerror}") from None
+        hint = "name a folder that you may write to with --to"
+        raise FedplatError(f"cannot write into {target}: {error.strerror}", hint=hint) from None
     return list(files.values())
 
 

@@ -7,15 +7,19 @@ import os
 import shutil
 import signal
 import socket
+import sqlite3
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+from safetensors.numpy import load_file
 
 from fedplat.home import SiloHome
 from fedplat_server.adminclient import connect
@@ -64,13 +68,18 @@ class Federation:
         return json.loads(self.command(*words, "--json"))
 
     def start(
-        self, name: str, *words: str, env: Mapping[str, str] | None = None, stdin: str = ""
+        self,
+        name: str,
+        *words: str,
+        env: Mapping[str, str] | None = None,
+        stdin: str = "",
+        program: tuple[str, ...] = FEDPLAT,
     ) -> subprocess.Popen[bytes]:
         """Start a long-running fedplat process; its output goes to `folder/name.log`."""
         given = subprocess.PIPE if stdin else None
         with (self.folder / f"{name}.log").open("ab") as log:
             process = subprocess.Popen(
-                [*FEDPLAT, *words],
+                [*program, *words],
                 env=self.env | dict(env or {}),
                 stdin=given,
                 stdout=log,
@@ -88,11 +97,11 @@ class Federation:
         path = self.folder / f"{name}.log"
         return path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
 
-    def start_server(self, *options: str) -> None:
+    def start_server(self, *options: str, program: tuple[str, ...] = FEDPLAT) -> None:
         """Start, and wait until it answers."""
         options = options or self.server_options
         words = ("server", "start", "--host", "127.0.0.1", "--name", "localhost", "--port", str(self.port), *options)
-        process = self.start("server", *words)
+        process = self.start("server", *words, program=program)
         wait_until(lambda: self._server_answers(process), 30, lambda: self.log("server"))
 
     def _server_answers(self, process: subprocess.Popen[bytes]) -> bool:
@@ -184,6 +193,35 @@ class Federation:
 
         wait_until(there, timeout_s, self.all_logs)
         return self.snapshot(run)
+
+    def words(self, run: str, silo: str) -> str:
+        """What `run watch` says about a silo."""
+        return next((s["words"] for s in self.live(run)["silos"] if s["name"] == silo), "")
+
+    def in_round(self, run: str, number: int, *silos: str) -> Callable[[], bool]:
+        """A check for `wait_until`: these silos train now, in this round or a later one."""
+
+        def look() -> bool:
+            view = self.live(run)
+            assert not view["final"], view["reason"]
+            words = {s["name"]: s["words"] for s in view["silos"]}
+            return view["round"] >= number and all(words.get(silo, "").startswith("training") for silo in silos)
+
+        return look
+
+    def workers(self, silo: str) -> list[int]:
+        """Process ids of a silo's workers."""
+        children = Path(f"/proc/{self.processes[silo].pid}/task").glob("*/children")
+        return [int(pid) for path in children for pid in path.read_text().split()]
+
+    def rows(self, query: str, *values: object) -> list[tuple[Any, ...]]:
+        """What the server's SQLite database answers."""
+        with closing(sqlite3.connect(self.folder / "server" / "server" / "fedplat.db")) as database:
+            return database.execute(query, values).fetchall()
+
+    def weights(self, run: str) -> dict[str, np.ndarray]:
+        """The last committed weights."""
+        return load_file(self.rows("select weights_path from runs where id = ?", run)[0][0])
 
     def all_logs(self) -> str:
         """For a failed test."""
