@@ -9,6 +9,8 @@ from typing import Any, TypeVar
 
 import click
 
+from fedplat_server.commands_backup import backup, restore
+
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 
@@ -46,6 +48,10 @@ def start(host: str | None, port: int | None, names: tuple[str, ...], database: 
     from fedplat_server.console import run_server
 
     run_server(home, {"host": host, "port": port, "names": names, "database": database})
+
+
+server.add_command(backup)
+server.add_command(restore)
 
 
 @click.group()

@@ -188,7 +188,7 @@ def make_script(folder: Path, data: Path) -> Script:
     home.create()
     remember_datasets(home.datasets, [f"clinic={data}"])
     home.policy.write_text("")
-    return Script(parse_spec(SPEC.format(rounds=2, steps=4, every=2)), home)
+    return Script(parse_spec(SPEC.format(rounds=2, steps=3, every=2)), home)
 
 
 def content(home: SiloHome) -> dict[str, bytes]:
