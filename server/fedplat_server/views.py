@@ -136,6 +136,7 @@ def _last_seen(registry: Registry, name: str) -> str:
 def _next(live: RunLive) -> str:
     waited_s = time.monotonic() - live.since_s
     if live.have >= live.minimum:
-        return f"goes on with {live.have} in {max(0.0, live.goes_on_after_s - waited_s):.0f} s"
+        left_s = max(0.0, live.goes_on_after_s - waited_s)
+        return f"goes on with {live.have} of {live.have + len(live.waiting_for)} in {left_s:.0f} s"
     left_s = max(0.0, live.gives_up_after_s - waited_s)
     return f"{live.have} of at least {live.minimum} are there; gives up in {left_s:.0f} s"

@@ -39,11 +39,11 @@ class Patient:
         self.outages = 0
         self.longest_s = 0.0
 
-    def do(self, step: Callable[..., Answer], **arguments: Any) -> Answer:
+    def do(self, call: Callable[..., Answer], /, **arguments: Any) -> Answer:
         while True:
             begun = time.monotonic()
             try:
-                return step(**arguments)
+                return call(**arguments)
             except StoreUnavailableError:
                 self.outages += 1
                 self.longest_s = max(self.longest_s, time.monotonic() - begun)
@@ -118,10 +118,9 @@ def test_postgresql_is_away_for_5_s_in_the_middle_of_three_runs(postgres: Privat
 def test_a_run_goes_on_when_postgresql_is_back(postgres: PrivatePostgres, postgres_url: str) -> None:
     with federation("--database", postgres_url) as fed:
         for silo in SILOS:
-            fed.join(silo)
+            fed.join(silo, policy='allowed_tasks = ["add_constant"]')
         run = fed.submit(add_constant(rounds=6, seconds=0.5, minimum=2, silos=SILOS))
-        while fed.live(run)["rounds_committed"] < 2:
-            time.sleep(0.1)
+        wait_until(lambda: fed.snapshot(run)["rounds_committed"] >= 2, 30, lambda: str(fed.live(run)) + fed.all_logs())
         with stopped(postgres):
             begun = time.monotonic()
             with pytest.raises(FedplatError, match="cannot be used"):

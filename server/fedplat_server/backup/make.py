@@ -74,7 +74,7 @@ def _write(home: ServerHome, copier: Copier) -> BackupReport:
     for path in (home.path / SETTINGS, *home.ca.glob("*.pem"), *home.tls.glob("*.pem"), *home.keys.glob("*.pem")):
         with path.open("rb") as file:
             copier.copy(str(path.relative_to(home.path)), file)
-    settings = Settings.model_validate_json((home.path / SETTINGS).read_bytes())
+    settings = Settings.remembered(home)
     with ExitStack() as opened:
         runs, facts, wanted, lost = _freeze(home, settings.database_url(home), copier, opened)
         problems = [*lost, *(problem for one in wanted if (problem := _copy_checkpoint(copier, one)))]

@@ -120,4 +120,4 @@ def _copy_rows(source: Connection, target: Connection) -> None:
     if target.dialect.name == "postgresql":
         # The counter behind a key does not see rows that bring theirs along.
         counter = func.pg_get_serial_sequence(invites.name, invites.c.id.name)
-        target.execute(select(func.setval(counter, select(func.coalesce(func.max(invites.c.id), 0) + 1), False)))
+        target.execute(select(func.setval(counter, func.coalesce(func.max(invites.c.id), 0) + 1, False)))
