@@ -180,7 +180,8 @@ def test_silos_that_differ_are_left_out_by_name(fed: Federation) -> None:
     fed.wait_connected(*environments)
     run = fed.submit(probe(list(environments), rounds=1000))
     over = f"run {run} is over"
-    wait_until(lambda: all(over in fed.log(silo) for silo in ("p3", "p4", "p5")), 120, fed.all_logs)
+    wait_until(lambda: fed.live(run)["state"] == "running", 120, fed.all_logs)
+    wait_until(lambda: all(over in fed.log(silo) for silo in ("p3", "p4", "p5")), 15, fed.all_logs)
     assert not fed.live(run)["final"], "whoever is left out is free for other runs at once"
     wait_until(lambda: fed.live(run)["rounds_committed"] > 0, 30, fed.all_logs)
     fed.command("run", "stop", run)

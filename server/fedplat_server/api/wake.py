@@ -80,14 +80,17 @@ class Waker:
     ) -> WakeReply:
         deadline = asyncio.get_running_loop().time() + self.timeout_s
         holding = frozenset(body.holding)
+        rung = False
         while True:
             event.clear()
             reply = self._look(member, body, holding)
             left_s = deadline - asyncio.get_running_loop().time()
-            if reply.messages or reply.runs != body.runs or left_s <= 0 or broken.done() or self.closing():
+            # A ring without a message is about a run, which the silo may have joined since: let it call anew.
+            if rung or reply.messages or reply.runs != body.runs or left_s <= 0 or broken.done() or self.closing():
                 return reply
             ring = asyncio.create_task(event.wait())
             await asyncio.wait({ring, broken}, timeout=left_s, return_when=asyncio.FIRST_COMPLETED)
+            rung = event.is_set()
             ring.cancel()
 
     def _look(self, member: Member, body: WakeRequest, holding: frozenset[str]) -> WakeReply:
