@@ -9,7 +9,8 @@
     ├── IdentityError        a key, certificate, signature or invite that is not accepted
     ├── HomeError            a home directory that cannot be used
     │   └── HomeLockedError  another process already uses it
-    ├── StoreError           the SQL database cannot be reached or is of another version
+    ├── StoreError           the SQL database is of another version, or damaged, or its URL is wrong
+    │   └── StoreUnavailableError  it cannot be used just now: away, locked, or its disk is full
     ├── ConnectionLostError  the other side does not answer
     ├── NotFoundError        a run, silo or file that does not exist
     └── ConflictError        the thing exists already, or is in a state that does not allow this
@@ -66,7 +67,11 @@ class HomeLockedError(HomeError):
 
 
 class StoreError(FedplatError):
-    """The SQL database cannot be reached, or holds another version's tables."""
+    """The SQL database cannot be used: another version's tables, a wrong URL, damage."""
+
+
+class StoreUnavailableError(StoreError):
+    """The SQL database cannot be used just now: it is away or locked, or its disk is full. Ask again later."""
 
 
 class ConnectionLostError(FedplatError):

@@ -110,14 +110,16 @@ class MetricSums(BaseModel):
         return cls(counts={"examples": [len(t)]}, totals=totals)
 
     def __add__(self, other: Self) -> Self:
-        if self._shape() != other._shape():
+        if self.shape != other.shape:
             raise WireError("metric sums of different tasks cannot be added")
         counts = {k: [a + b for a, b in zip(v, other.counts[k], strict=True)] for k, v in self.counts.items()}
         totals = {k: v + other.totals[k] for k, v in self.totals.items()}
         return self.model_copy(update={"counts": counts, "totals": totals})
 
-    def _shape(self) -> tuple[dict[str, int], set[str]]:
-        return {k: len(v) for k, v in self.counts.items()}, set(self.totals)
+    @property
+    def shape(self) -> tuple[object, ...]:
+        """What must be equal for two sums to be added: the names and lengths of counts, the names of totals."""
+        return (*sorted((k, len(v)) for k, v in self.counts.items()), *sorted(self.totals))
 
 
 def add_sums(parts: Iterable[MetricSums]) -> MetricSums:

@@ -49,6 +49,7 @@ class Code(StrEnum):
     NO_MAJORITY = "no_majority"
     WORKERS_FAILED = "workers_failed"
     UPDATE_NOT_FINITE = "update_not_finite"
+    UPDATE_TOO_LARGE = "update_too_large"
     MESSAGE_INVALID = "message_invalid"
     NO_ANSWER = "no_answer"
     REVOKED = "revoked"
@@ -129,6 +130,7 @@ _TEXT: dict[Code, tuple[str, str]] = {
         "the silo's log has the detail",
     ),
     Code.UPDATE_NOT_FINITE: ("its update holds values that are not finite", "lower the learning rate"),
+    Code.UPDATE_TOO_LARGE: ("its update's norm is above the limit of the spec", "lower the learning rate"),
     Code.MESSAGE_INVALID: ("it could not read the server's message", "check that both run the same version"),
     Code.NO_ANSWER: ("it did not answer in time", "it takes part again as soon as it calls"),
     Code.REVOKED: ("it was revoked", "fedplat silo invite NAME to let it back in"),

@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from math import inf
 
 from pydantic import ValidationError
 
@@ -19,6 +20,9 @@ from fedplat_silo.transport import CertificateError, Server
 log = logging.getLogger(__name__)
 MARGIN_S = 15.0
 HURRY_S = 1.0
+# After a crash of this machine the server holds the older process for alive as long as its last call may last.
+CONFLICT_S = 75.0
+CONFLICT_PAUSE_S = 5.0
 
 
 @dataclass(frozen=True)
@@ -53,8 +57,9 @@ class Caller:
         self._pull = pull
         self._end = end
         self._on_change = on_change
-        self._has_worked = False
+        self._has_answered = self._has_worked = False
         self._said_away = False
+        self._conflict_since_s: float | None = None
         self.connected = False
         self.since_s = time.time()
 
@@ -70,16 +75,17 @@ class Caller:
                 if self._is_final(error):
                     raise
                 self._lost(error)
-                stop.wait(backoff.next_s())
+                longest_s = CONFLICT_PAUSE_S if isinstance(error, ConflictError) else inf
+                stop.wait(min(backoff.next_s(), longest_s))
 
     def _reach(self) -> None:
         """A question that is answered at once: is the server there, and what time is it there?"""
         if self.connected:
             return
         self._server.get("health")
-        if self._said_away or not self._has_worked:
+        if self._said_away or not self._has_answered:
             log.info("the server at %s %s", self._server.address, "is back" if self._said_away else "answers")
-        self._said_away = False
+        self._said_away, self._has_answered = False, True
         self._set_connected(True)
 
     def _call(self, stop: threading.Event) -> None:
@@ -102,11 +108,20 @@ class Caller:
             stop.wait(HURRY_S)  # it is going down, and lets everybody go
 
     def _is_final(self, error: FedplatError) -> bool:
-        if isinstance(error, ConnectionLostError):
+        if isinstance(error, ConnectionLostError) or self._may_be_myself(error):
             return False
         # A certificate that was good and is not any more may be a server that is being set up anew.
         always = isinstance(error, IdentityError | ConflictError) and not isinstance(error, CertificateError)
         return always or not self._has_worked
+
+    def _may_be_myself(self, error: FedplatError) -> bool:
+        """Whether the process that stands in the way may be this silo's own, dead one."""
+        if self._has_worked or not isinstance(error, ConflictError):
+            return False
+        if self._conflict_since_s is None:
+            self._conflict_since_s = time.monotonic()
+            log.warning("%s; if it is dead, the server will know within %d s", error.message, CONFLICT_S)
+        return time.monotonic() - self._conflict_since_s < CONFLICT_S
 
     def _lost(self, error: FedplatError) -> None:
         log.debug("the call failed: %s", error)

@@ -115,14 +115,20 @@ class Inbox:
         while not self._stop.is_set():
             item = line.get()
             if item is None:
-                self._runs.end(run)
-                log.info("run %s is over", run)
+                self._end_run(run)
             else:
                 self._handle(item, line)
             with self._lock:
                 if line.empty() and run not in self._runs.names:
                     del self._lines[run]
                     return
+
+    def _end_run(self, run: str) -> None:
+        log.info("run %s is over", run)
+        try:
+            self._runs.end(run)
+        except OSError as error:
+            log.warning("run %s could not be tidied away; the next start of this silo does it: %s", run, error)
 
     def _handle(self, item: _Opened, line: _Line) -> None:
         try:

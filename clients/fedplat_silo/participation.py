@@ -32,7 +32,7 @@ from fedplat.wire.messages import (
 from fedplat_silo.data.errors import Refused
 from fedplat_silo.datasets import load_datasets
 from fedplat_silo.policy import Policy
-from fedplat_silo.records import open_run
+from fedplat_silo.records import forget_checkpoint, open_run
 from fedplat_silo.spool import Finished, Order, Spool
 from fedplat_silo.tasks.registry import identity
 from fedplat_silo.trainer.errors import Cancelled
@@ -135,6 +135,7 @@ class Participation:
             self._spool.put(order, finished)
         else:
             log.info("run %s: round %d is asked for again, and sent again", self.run, request.round)
+        forget_checkpoint(self._site.home, self.run)
         self._say(Phase.SENDING, 0.0)
         return finished.reply.model_copy(update={"step": request.step}), finished.update
 

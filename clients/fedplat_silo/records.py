@@ -7,9 +7,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from fedplat.canonical import sha256_hex
-from fedplat.durable import make_private_dir, remove, write_atomic
+from fedplat.durable import make_private_dir, remove, remove_leftovers, write_atomic
 from fedplat.home import SiloHome
 from fedplat.spec import RunSpec
+from fedplat_silo.trainer.plan import CHECKPOINT
 
 _SPEC = "spec.json"
 _ENDED = "ended"
@@ -46,14 +47,31 @@ def remember_run(home: SiloHome, run: str, spec: RunSpec) -> None:
     write_atomic(open_run(home, run) / _SPEC, spec.canonical().encode())
 
 
+def forget_checkpoint(home: SiloHome, run: str) -> None:
+    """The round's update is finished: how far its training was does not matter any more."""
+    shutil.rmtree(home.run(run) / CHECKPOINT, ignore_errors=True)
+
+
+def tidy(home: SiloHome) -> None:
+    """Removes what killed processes have left: parts of files, and folders of runs that were never quite joined.
+    For the start, when nobody else writes."""
+    live = live_runs(home)
+    for folder in (*home.runs.glob("*/"), *home.spool.glob("*/")):
+        if folder.name in live or (folder / _ENDED).exists():
+            remove_leftovers(folder)
+        else:
+            shutil.rmtree(folder)
+
+
 def retire_run(home: SiloHome, run: str, spec_hash: str) -> None:
-    """The run is over: keeps its hash and the local parameters, removes the rest."""
+    """The run is over: keeps its hash and the local parameters, removes the rest; the spec last, so that the server
+    is asked about this run again if the process ends on the way."""
     folder = open_run(home, run)
     write_atomic(folder / _ENDED, spec_hash.encode())
-    remove(folder / _SPEC)
     for path in _others(folder):
         shutil.rmtree(path) if path.is_dir() else remove(path)
+    remove(folder / _SPEC)
 
 
 def _others(folder: Path) -> Iterator[Path]:
-    return (path for path in list(folder.iterdir()) if not any(map(path.match, _KEPT)))
+    return (path for path in list(folder.iterdir()) if not any(map(path.match, (*_KEPT, _SPEC))))

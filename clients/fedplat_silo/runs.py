@@ -14,16 +14,17 @@ from fedplat.wire.messages import JoinReply, JoinRequest
 from fedplat_silo.data.errors import Refused
 from fedplat_silo.participation import Participation, Site
 from fedplat_silo.policy import load_policy
-from fedplat_silo.records import known_hash, live_runs, load_run, remember_run, retire_run
+from fedplat_silo.records import known_hash, live_runs, load_run, remember_run, retire_run, tidy
 from fedplat_silo.spool import Spool
 from fedplat_silo.status import is_paused
 
 
 class Runs:
-    """Thread-safe; each run's messages come from that run's own thread."""
+    """Thread-safe; each run's messages come from that run's own thread. One process makes one, at its start."""
 
     def __init__(self, site: Site) -> None:
         self._site = site
+        tidy(site.home)
         self._joined = set(live_runs(site.home))
         self._taking_part: dict[str, Participation] = {}
         self._lock = threading.Lock()

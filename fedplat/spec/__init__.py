@@ -2,12 +2,14 @@
 
 from fedplat.spec.load import load_spec, parse_spec
 from fedplat.spec.model import (
+    CheckpointSection,
     DataSection,
     EvaluationSection,
     ModelSection,
     RoundsSection,
     RunSpec,
     SilosSection,
+    StopSection,
     StrategyName,
     StrategySection,
     TaskSection,
@@ -18,6 +20,7 @@ from fedplat.spec.tabular import Categorical, Numeric, TabularOptions, Target
 
 __all__ = [
     "Categorical",
+    "CheckpointSection",
     "DataSection",
     "EvaluationSection",
     "ModelSection",
@@ -25,6 +28,7 @@ __all__ = [
     "RoundsSection",
     "RunSpec",
     "SilosSection",
+    "StopSection",
     "StrategyName",
     "StrategySection",
     "TabularOptions",

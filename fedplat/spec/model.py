@@ -87,6 +87,54 @@ class ModelSection(Section):
     fingerprint: Annotated[str, StringConstraints(pattern=DIGEST_OR_EMPTY)] = ""
 
 
+class Figure(StrEnum):
+    """A figure of the federation's test records. Of losses and errors less is better, of the others more."""
+
+    LOSS = "loss"
+    ACCURACY = "accuracy"
+    PRECISION = "precision"
+    RECALL = "recall"
+    F1 = "f1"
+    AUROC = "auroc"
+    MAE = "mae"
+    RMSE = "rmse"
+    R2 = "r2"
+
+    @property
+    def less_is_better(self) -> bool:
+        """Whether a smaller value is the better one."""
+        return self in (Figure.LOSS, Figure.MAE, Figure.RMSE)
+
+
+class CheckpointSection(Section):
+    """Which checkpoints stay. The newest round's is always there; of the older ones every `every`-th round counts,
+    and of those the last `keep_last` stay, with the one that was best by `keep_best`."""
+
+    every: Annotated[int, Field(ge=1, le=1_000_000)] = 1
+    keep_last: Annotated[int, Field(ge=1, le=1_000_000)] = 3
+    keep_best: Figure | None = None
+
+
+class StopSection(Section):
+    """When a run ends before its last round. Figures are known one round late: those of round r come with r + 1.
+
+    `patience`: so many evaluations in a row without a gain of more than `min_gain` in `metric`. `target`: `metric`
+    has reached it. `divergence`: |sum w u| / sum w |u| has fallen below it, so the silos' updates cancel out. `kl`: the
+    KL divergence of a silo's score histogram from the federation's (where policies share them) is above it.
+    `wall_clock_s`: the run has taken that long. `max_update_norm`: a mean update above it is not applied; in a plain
+    run the silo with the largest update is left out of that round.
+    """
+
+    metric: Figure = Figure.LOSS
+    patience: Annotated[int, Field(ge=1)] | None = None
+    min_gain: NonNegative = 0.0
+    target: float | None = None
+    divergence: Annotated[float, Field(gt=0, lt=1)] | None = None
+    kl: Positive | None = None
+    wall_clock_s: Positive | None = None
+    max_update_norm: Positive | None = None
+
+
 class RoundsSection(Section):
     """How many rounds, and how long one waits for its silos, in seconds."""
 
@@ -96,12 +144,14 @@ class RoundsSection(Section):
 
 class SilosSection(Section):
     """Who takes part. `names` empty: every enrolled silo. The run starts when all of them have answered, or
-    after `join_timeout_s` with at least `minimum`; below the minimum it waits for `wait_s`, then fails."""
+    after `join_timeout_s` with at least `minimum`; below the minimum it waits for `wait_s`, then fails or, once it has
+    begun, pauses. `late_join`: silos that connect later take part from then on."""
 
     minimum: Annotated[int, Field(ge=1, le=1000)] = 1
     names: tuple[SiloName, ...] = ()
     join_timeout_s: Timeout = 120.0
     wait_s: Timeout = 3600.0
+    late_join: bool = False
 
     @model_validator(mode="after")
     def _enough_names(self) -> Self:
@@ -160,6 +210,8 @@ class TrainingSection(Section):
     weight_decay: NonNegative = 0.0
     gradient_clip: Positive | None = None
     class_weights: tuple[Positive, ...] = ()
+    local_checkpoint_steps: Annotated[int, Field(ge=1)] | None = None
+    max_update_norm: Positive | None = None
 
     @model_validator(mode="after")
     def _epochs_or_steps(self) -> Self:
@@ -189,6 +241,8 @@ class RunSpec(Section):
     strategy: StrategySection = StrategySection()
     training: TrainingSection
     evaluation: EvaluationSection = EvaluationSection()
+    checkpoint: CheckpointSection = CheckpointSection()
+    stop: StopSection = StopSection()
 
     def canonical(self) -> str:
         """The spec as canonical JSON, defaults written out."""

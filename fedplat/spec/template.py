@@ -62,7 +62,8 @@ timeout_s = 600.0  # so long a round waits for its silos
 minimum = 3  # fewer than these, and no round is made
 names = []  # who takes part; empty: every enrolled silo
 join_timeout_s = 120.0  # so long the start waits for silos beyond the minimum
-wait_s = 3600.0  # so long a run below the minimum waits before it fails
+wait_s = 3600.0  # so long a run below the minimum waits before it fails, or, once it has begun, pauses
+late_join = false  # true: silos that connect later take part from then on
 
 [strategy]
 name = "fedavg"  # fedavg, fedprox, fedavgm, fedadam, fedyogi or fedadagrad
@@ -84,9 +85,26 @@ momentum = 0.0  # sgd only
 weight_decay = 0.0
 # gradient_clip = 1.0  # largest norm of a batch's gradient
 class_weights = []  # one weight a class, in the order of the target's categories; empty: all 1
+# local_checkpoint_steps = 1000  # a silo that is killed goes on from its last multiple of these, not from the start
+# max_update_norm = 100.0  # an update above it does not leave the silo: its round is lost, not the run
 
 [evaluation]
 every = 1  # measure the global model on the silos' test data in every round; 5: in every fifth, and at the end
+
+[checkpoint]
+every = 1  # of the older rounds every k-th counts; the newest is always there
+keep_last = 3  # so many of those stay
+# keep_best = "auroc"  # and the best by this figure
+
+[stop]
+metric = "loss"  # or accuracy, precision, recall, f1, auroc, mae, rmse, r2
+# patience = 5  # end after so many evaluations in a row without a gain
+min_gain = 0.0  # what counts as a gain
+# target = 0.1  # end when the metric has reached it
+# divergence = 0.05  # end when the silos' updates cancel out: |sum of w u| / sum of w |u| is below it
+# kl = 0.5  # end when a silo's scores differ so much from the federation's (where policies share them)
+# wall_clock_s = 86400.0  # end after so many seconds
+# max_update_norm = 1000.0  # a mean update above it is not applied
 
 """
 

@@ -22,11 +22,12 @@ from fedplat.identity import (
 )
 from fedplat.spec import RunSpec
 from fedplat.wire.http import EnrolReply, EnrolRequest
+from fedplat_server.checkpoints import Checkpoints
 from fedplat_server.coordinator import Coordinator
 from fedplat_server.registry import Registry
 from fedplat_server.store import InviteKind, Store
 from fedplat_server.superlink import Link
-from fedplat_server.views import View, row, run_line, run_view, silo_view, snapshot
+from fedplat_server.views import View, checkpoint_view, row, run_line, run_view, silo_view, snapshot
 
 _SECONDS_A_DAY = 86_400
 
@@ -154,9 +155,33 @@ class Administration:
         """Stop a run for good."""
         return run_line(self.coordinator.stop(self.store.runs.resolve(prefix).id))
 
-    def weights(self, prefix: str) -> Path:
-        """The file with the last committed weights."""
+    def pause(self, prefix: str) -> View:
+        """Pause a run until it is continued."""
+        return run_line(self.coordinator.pause(self.store.runs.resolve(prefix).id))
+
+    def go_on(self, prefix: str) -> View:
+        """Continue a paused run."""
+        return run_line(self.coordinator.go_on(self.store.runs.resolve(prefix).id))
+
+    def resume(self, prefix: str, from_round: int | None) -> View:
+        """Begin a child run from a checkpoint."""
+        return run_line(self.coordinator.resume(self.store.runs.resolve(prefix).id, from_round))
+
+    def checkpoints(self, prefix: str) -> list[View]:
+        """The checkpoints of a run, each with whether it is good."""
         run = self.store.runs.resolve(prefix)
+        folder = Checkpoints(self.coordinator.home.checkpoints(run.id), run.spec_hash)
+        return [checkpoint_view(folder, number) for number in folder.rounds()]
+
+    def weights(self, prefix: str, number: int | None = None) -> Path:
+        """The file with the last committed weights, or with those of a round; verified."""
+        run = self.store.runs.resolve(prefix)
+        if number is not None:
+            folder = Checkpoints(self.coordinator.home.checkpoints(run.id), run.spec_hash)
+            if number not in folder.rounds():
+                there = ", ".join(map(str, folder.rounds())) or "none"
+                raise NotFoundError(f"run {run.id} has no checkpoint of round {number}", hint=f"there are: {there}")
+            return folder.verified(number)
         if run.weights_path is None or not Path(run.weights_path).exists():
             raise NotFoundError(f"run {run.id} has no weights yet", hint=f"fedplat run watch {run.id}")
         return Path(run.weights_path)

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import uvicorn
 from starlette.types import ASGIApp
 
-from fedplat.errors import ConflictError, HomeError
+from fedplat.errors import ConflictError, HomeError, StoreError
 from fedplat.home import ServerHome
 from fedplat.identity import (
     NonceCache,
@@ -127,13 +127,20 @@ async def _serve(
     await asyncio.to_thread(parts.coordinator.close)
     tasks[2].cancel()
     await asyncio.gather(*tasks, return_exceptions=True)
-    await asyncio.to_thread(parts.store.silos.seen, parts.registry.last_seen())
+    await _note_seen(parts)
 
 
 async def _remember_seen(parts: ServerParts) -> None:
     while True:
         await asyncio.sleep(_SEEN_EVERY_S)
+        await _note_seen(parts)
+
+
+async def _note_seen(parts: ServerParts) -> None:
+    try:
         await asyncio.to_thread(parts.store.silos.seen, parts.registry.last_seen())
+    except StoreError as error:  # a nicety: the next time will do
+        _log.warning("when silos were last heard is not noted: %s", error.message)
 
 
 def _config(app: ASGIApp, tls: TlsFiles | None) -> uvicorn.Config:

@@ -21,7 +21,7 @@ from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, JsonValue, Val
 from safetensors.numpy import load_file
 
 from fedplat.canonical import canonical_json, sha256_hex
-from fedplat.durable import make_private_dir, remove, sha256_file, write_atomic, write_atomic_chunks
+from fedplat.durable import make_private_dir, remove, remove_leftovers, sha256_file, write_atomic, write_atomic_chunks
 from fedplat.errors import FedplatError, LayoutError
 from fedplat.params import Layout, Vector
 from fedplat.wire.messages import Digest, WireParameter, layout_from_wire, layout_to_wire
@@ -121,6 +121,11 @@ class Checkpoints:
         state = {name.removeprefix(_STATE): a for name, a in arrays.items() if name.startswith(_STATE)}
         return Checkpoint(manifest, layout, layout.join(arrays), state)
 
+    def verified(self, round_number: int) -> Path:
+        """The weights file of a round, every byte verified."""
+        self.load(round_number)
+        return self._paths(round_number)[0]
+
     def latest_good(self) -> tuple[Checkpoint | None, tuple[CheckpointError, ...]]:
         """The newest checkpoint that verifies, and what is wrong with the newer ones, newest first."""
         damaged: list[CheckpointError] = []
@@ -136,11 +141,30 @@ class Checkpoints:
         stems = (path.stem.removeprefix("round-") for path in self._folder.glob("round-*.json"))
         return sorted(int(stem) for stem in stems if stem.isdecimal())
 
-    def prune(self, keep_last: int) -> list[int]:
-        """Removes all but the newest `keep_last` checkpoints, and says which rounds went."""
+    def prune(self, keep_last: int, *, every: int = 1, best: int | None = None) -> list[int]:
+        """Removes all checkpoints but the newest, the last `keep_last` of every `every`-th round, and the `best` one;
+        says which rounds went."""
         if keep_last < 1:
             raise ValueError(f"keep_last is {keep_last}, but a run needs its last checkpoint")
-        gone = self.rounds()[:-keep_last]
+        there = self.rounds()
+        kept = {*there[-1:], *[r for r in there if r % every == 0][-keep_last:], best}
+        return self._remove([r for r in there if r not in kept])
+
+    def discard_after(self, round_number: int) -> list[int]:
+        """Removes checkpoints of rounds that were not committed, and what killed writers and removers left."""
+        if self._folder.exists():
+            remove_leftovers(self._folder)
+        for path in self._folder.glob("round-*.safetensors"):
+            if not path.with_suffix(".json").exists():
+                remove(path)
+        return self._remove([r for r in self.rounds() if r > round_number])
+
+    def copy_to(self, other: Checkpoints, round_number: int) -> None:
+        """Puts a verified copy of a checkpoint into another run's folder. CheckpointError if it is not good."""
+        checkpoint = self.load(round_number)
+        other.save(round_number, checkpoint.weights, checkpoint.layout, checkpoint.strategy_state)
+
+    def _remove(self, gone: list[int]) -> list[int]:
         for round_number in gone:
             path, manifest_path = self._paths(round_number)
             with _said(path, "cannot be removed"):

@@ -9,6 +9,8 @@ from typing import Any, TypeVar
 
 import click
 
+from fedplat_server.commands_backup import backup, restore
+
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 
@@ -46,6 +48,10 @@ def start(host: str | None, port: int | None, names: tuple[str, ...], database: 
     from fedplat_server.console import run_server
 
     run_server(home, {"host": host, "port": port, "names": names, "database": database})
+
+
+server.add_command(backup)
+server.add_command(restore)
 
 
 @click.group()
@@ -199,15 +205,63 @@ def stop(run_id: str, home: str | None, as_json: bool) -> None:
 
 @run.command()
 @click.argument("run_id", metavar="RUN")
+@_common
+def pause(run_id: str, home: str | None, as_json: bool) -> None:
+    """Pause a run; silos keep what they have of it, and `continue` goes on in the same round."""
+    from fedplat_server.adminclient import connect
+
+    with connect(home) as admin:
+        _print(admin.post(f"/runs/{run_id}/pause"), as_json, lambda view: f"run {view['id']} is {view['state']}")
+
+
+@run.command("continue")
+@click.argument("run_id", metavar="RUN")
+@_common
+def continue_run(run_id: str, home: str | None, as_json: bool) -> None:
+    """Go on with a paused run."""
+    from fedplat_server.adminclient import connect
+
+    with connect(home) as admin:
+        _print(admin.post(f"/runs/{run_id}/continue"), as_json, lambda view: f"run {view['id']} goes on")
+
+
+@run.command()
+@click.argument("run_id", metavar="RUN")
+@_common
+def checkpoints(run_id: str, home: str | None, as_json: bool) -> None:
+    """The checkpoints of a run, each verified."""
+    from fedplat_server.adminclient import connect
+    from fedplat_server.console import checkpoints_text
+
+    with connect(home) as admin:
+        _print(admin.get(f"/runs/{run_id}/checkpoints"), as_json, checkpoints_text)
+
+
+@run.command()
+@click.argument("run_id", metavar="RUN")
+@click.option("--from-round", type=click.IntRange(0), help="Start from this round's checkpoint (default: the last).")
+@_common
+def resume(run_id: str, from_round: int | None, home: str | None, as_json: bool) -> None:
+    """Begin a new run from a checkpoint of one that is over or paused; it names that one as its parent."""
+    from fedplat_server.adminclient import connect
+    from fedplat_server.console import submitted_text
+
+    with connect(home) as admin:
+        _print(admin.post(f"/runs/{run_id}/resume", {"from_round": from_round}), as_json, submitted_text)
+
+
+@run.command()
+@click.argument("run_id", metavar="RUN")
+@click.option("--round", "number", type=click.IntRange(0), help="The model after this round (default: the last).")
 @click.option(
     "--to", "folder", type=click.Path(path_type=Path, file_okay=False), help="Folder to write (default: ./RUN)."
 )
 @_common
-def export(run_id: str, folder: Path | None, home: str | None, as_json: bool) -> None:
+def export(run_id: str, number: int | None, folder: Path | None, home: str | None, as_json: bool) -> None:
     """Write the model (safetensors), the spec, the preprocessing constants and the metrics of a run."""
     from fedplat_server.adminclient import connect
     from fedplat_server.export import export_run
 
     with connect(home) as admin:
-        written = export_run(admin, run_id, folder)
+        written = export_run(admin, run_id, folder, number)
     _print([str(path) for path in written], as_json, lambda paths: "\n".join(paths))

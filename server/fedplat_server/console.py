@@ -97,6 +97,15 @@ def runs_text(runs: list[View]) -> str:
     return _table(rows, ("run", "state", "rounds", "created (UTC)", "why"))
 
 
+def checkpoints_text(checkpoints: list[View]) -> str:
+    """`fedplat run checkpoints`."""
+    if not checkpoints:
+        return "no checkpoints yet"
+    rows = ((c["round"], "good", c["sha256"][:16], c["size_bytes"]) for c in checkpoints if c["good"])
+    damaged = [f"round {c['round']} is damaged: {c['problem']}" for c in checkpoints if not c["good"]]
+    return "\n".join([_table(rows, ("round", "state", "sha256", "bytes")), *damaged])
+
+
 def submitted_text(run: View) -> str:
     """`fedplat run submit`."""
     return f"run {run['id']} (spec {run['spec_hash']})\n  fedplat run watch {run['id']}"

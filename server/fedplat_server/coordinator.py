@@ -10,14 +10,15 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from fedplat.durable import make_private_dir, write_atomic
-from fedplat.errors import ConflictError, NotFoundError, SpecError
+from fedplat.errors import ConflictError, NotFoundError, SpecError, StoreError
 from fedplat.home import ServerHome
 from fedplat.spec import RunSpec
+from fedplat_server.checkpoints import Checkpoints
 from fedplat_server.driver import RunDriver, RunLive
 from fedplat_server.registry import Registry
 from fedplat_server.store import Run, Store
 from fedplat_server.superlink import Link
-from fedplat_server.transitions import is_final
+from fedplat_server.transitions import RunState, is_final
 
 _log = logging.getLogger(__name__)
 INIT_FILE = "init.safetensors"
@@ -39,6 +40,7 @@ class Coordinator:
     registry: Registry
     on_end: Callable[[str], None]
     _running: dict[str, _Running] = field(default_factory=dict)
+    _held: set[str] = field(default_factory=set)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def submit(self, spec: RunSpec, init: bytes | None = None, *, actor: str = "admin") -> Run:
@@ -71,27 +73,80 @@ class Coordinator:
             raise SpecError("the initial weights are missing", hint="submit the spec with the file beside it")
 
     def recover(self) -> list[str]:
-        """Take up the runs that the last process left unfinished."""
+        """Take up the runs that the last process left unfinished; paused ones stay paused."""
         runs = [run for run in self.store.runs.unfinished() if run.id not in self._running]
-        for run in runs:
+        self._held |= {run.id for run in runs if run.state is RunState.PAUSED}
+        going_on = [run for run in runs if run.state is not RunState.PAUSED]
+        for run in going_on:
             self._start(run, RunSpec.model_validate(run.spec))
-        return [run.id for run in runs]
+        return [run.id for run in going_on]
+
+    def resume(self, run_id: str, from_round: int | None = None, *, actor: str = "admin") -> Run:
+        """Begin a child run from a checkpoint of a run that is over or paused: same spec, same rounds from there on."""
+        parent = self.store.runs.get(run_id)
+        if run_id in self._running:
+            raise ConflictError(f"run {run_id} is {parent.state}", hint=f"fedplat run pause {run_id} first")
+        return self._child(parent, parent.rounds_committed if from_round is None else from_round, actor)
+
+    def _child(self, parent: Run, number: int, actor: str) -> Run:
+        spec = RunSpec.model_validate(parent.spec)
+        if number >= spec.rounds.count:
+            raise ConflictError(
+                f"run {parent.id} has all its {spec.rounds.count} rounds", hint="name an earlier one with --from-round"
+            )
+        child_id = _run_id(spec.name)
+        mine = Checkpoints(self.home.checkpoints(child_id), spec.hash)
+        make_private_dir(self.home.run(child_id))
+        Checkpoints(self.home.checkpoints(parent.id), spec.hash).copy_to(mine, number)
+        child = self.store.runs.create(
+            run_id=child_id,
+            name=spec.name,
+            spec=spec.model_dump(mode="json"),
+            spec_hash=spec.hash,
+            rounds_planned=spec.rounds.count,
+            parent_id=parent.id,
+            rounds_committed=number,
+            actor=actor,
+        )
+        self._start(child, spec)
+        return child
+
+    def _continue_as_child(self, run_id: str, number: int) -> str:
+        return self._child(self.store.runs.get(run_id), number, "server").id
+
+    def go_on(self, run_id: str) -> Run:
+        """Continue a paused run."""
+        run = self.store.runs.get(run_id)
+        if run.state is not RunState.PAUSED or run_id in self._running:
+            raise ConflictError(f"run {run_id} is {run.state}, not paused")
+        self._start(run, RunSpec.model_validate(run.spec))
+        return run
 
     def _start(self, run: Run, spec: RunSpec) -> None:
-        driver = RunDriver(run.id, spec, self.home, self.store, self.link, self.registry)
+        parts = (self.home, self.store, self.link, self.registry)
+        driver = RunDriver(run.id, spec, *parts, self._continue_as_child)
         thread = threading.Thread(target=self._drive, args=(driver,), name=f"run-{run.id}", daemon=True)
         with self._lock:
             self._running[run.id] = _Running(driver, thread)
+            self._held.discard(run.id)
         thread.start()
 
     def _drive(self, driver: RunDriver) -> None:
         try:
             driver.drive()
         finally:
+            held = self._can_go_on(driver.run_id)
             with self._lock:
                 self._running.pop(driver.run_id, None)
+                self._held |= {driver.run_id} if held else set()
             self.registry.forget_run(driver.run_id)
             self.on_end(driver.run_id)
+
+    def _can_go_on(self, run_id: str) -> bool:
+        try:
+            return not is_final(self.store.runs.get(run_id).state)
+        except StoreError:
+            return True
 
     def live(self, run_id: str) -> RunLive | None:
         """What a run is doing right now; None if it is not running here."""
@@ -101,17 +156,29 @@ class Coordinator:
     def is_live(self, run_id: str, silo: str) -> bool:
         """Whether a silo should keep what it has of this run."""
         running = self._running.get(run_id)
-        return running is not None and running.driver.wants(silo)
+        return running.driver.wants(silo) if running else run_id in self._held
 
     def stop(self, run_id: str, *, actor: str = "admin") -> Run:
         """Stop a run for good; what it has committed stays. Waits until it has stopped."""
+        run = self._halt(run_id, RunState.STOPPED, actor)
+        if run.state is RunState.PAUSED:
+            run = self.store.runs.set_state(run_id=run_id, state=RunState.STOPPED, reason="stopped by its owner")
+            self._held.discard(run_id)
+            self.on_end(run_id)
+        return run
+
+    def pause(self, run_id: str, *, actor: str = "admin") -> Run:
+        """Pause a run until it is continued; silos keep what they have of it. Waits until it has paused."""
+        return self._halt(run_id, RunState.PAUSED, actor)
+
+    def _halt(self, run_id: str, become: RunState, actor: str) -> Run:
         run = self.store.runs.get(run_id)
         if is_final(run.state):
             raise ConflictError(f"run {run_id} is {run.state} already")
         running = self._running.get(run_id)
         if running is not None:
-            self.store.events.append(kind="run.stop_asked", actor=actor, run_id=run_id)
-            running.driver.stop(by_user=True)
+            self.store.events.append(kind=f"run.asked_to_be_{become}", actor=actor, run_id=run_id)
+            running.driver.stop(become)
             self.link.wake_runs()
             running.thread.join(timeout=30)
         return self.store.runs.get(run_id)
@@ -121,7 +188,7 @@ class Coordinator:
         with self._lock:
             running = list(self._running.values())
         for one in running:
-            one.driver.stop(by_user=False)
+            one.driver.stop(None)
         self.link.wake_runs()
         for one in running:
             one.thread.join(timeout=5)

@@ -1,45 +1,36 @@
-"""The life of one run, from its first question to its last figure."""
+"""The life of one run, from its first question to its last figure.
+
+Crash-only: whatever interrupts it (a killed server, a database that is away), the life is entered again from what is on
+disk and in SQL, by the same code.
+"""
 
 from __future__ import annotations
 
-import json
 import logging
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
+from datetime import UTC, datetime
 
-import numpy as np
-from safetensors.numpy import load as load_safetensors
-
-from fedplat.errors import FedplatError, LayoutError
+from fedplat.errors import FedplatError, StoreUnavailableError
 from fedplat.home import ServerHome
-from fedplat.params import Layout, Vector
-from fedplat.reasons import Code, Reason
+from fedplat.params import Vector
 from fedplat.spec import RunSpec
-from fedplat.wire.messages import (
-    EvaluateReply,
-    JoinReply,
-    JoinRequest,
-    TrainReply,
-    WeightsReply,
-    WeightsRequest,
-    WireParameter,
-    layout_from_wire,
-    layout_to_wire,
-)
-from fedplat_server.checkpoints import Checkpoints
-from fedplat_server.exchange import Answer, Inquiry, RunStopped
-from fedplat_server.recruiting import Agreement, Recruiting, RunFailed, agree, first_weights
-from fedplat_server.registry import Member, Registry
-from fedplat_server.rounds import RunContext, closing_evaluation, run_round, told
-from fedplat_server.store import Run, RunSiloState, Store
-from fedplat_server.strategies import make_strategy
+from fedplat.wire.messages import EvaluateReply, TrainReply
+from fedplat_server.beginning import CheckpointLost, Office, Start, begin, resume
+from fedplat_server.checkpoints import CheckpointError
+from fedplat_server.exchange import RunStopped
+from fedplat_server.membership import Membership, RunPaused
+from fedplat_server.registry import Registry
+from fedplat_server.rounds import RoundLost, RoundTask, closing_evaluation, run_round
+from fedplat_server.stopping import StopReason, find_reason, is_better
+from fedplat_server.store import Split, Store
 from fedplat_server.superlink import Link
 from fedplat_server.transitions import RoundState, RunState
 
 _log = logging.getLogger(__name__)
+DATABASE_PATIENCE_S = 600.0
 
 
 @dataclass(frozen=True)
@@ -57,10 +48,20 @@ class RunLive:
 
 
 class RunDriver:
-    """Drives one run in the caller's thread. `live` may be read from any thread."""
+    """Drives one run in the caller's thread. `live` and `wants` may be asked from any thread.
+
+    `continue_as_child(run, round)`: begin a child run from a checkpoint of this one.
+    """
 
     def __init__(
-        self, run_id: str, spec: RunSpec, home: ServerHome, store: Store, link: Link, registry: Registry
+        self,
+        run_id: str,
+        spec: RunSpec,
+        home: ServerHome,
+        store: Store,
+        link: Link,
+        registry: Registry,
+        continue_as_child: Callable[[str, int], str],
     ) -> None:
         self.run_id = run_id
         self.live = RunLive()
@@ -69,38 +70,69 @@ class RunDriver:
         self._store = store
         self._link = link
         self._registry = registry
+        self._continue_as_child = continue_as_child
         self._stop = threading.Event()
-        self._stopped_by_user = False
-        self._flower_run = 0
-        self._away: set[str] = set()
-        self._taking_part: tuple[str, ...] | None = None
+        self._asked_to: RunState | None = None
+        self._membership: Membership | None = None
 
     def wants(self, silo: str) -> bool:
         """Whether a silo should keep what it has of this run: until it is known who takes part, everybody should."""
-        return self._taking_part is None or silo in self._taking_part
+        return self._membership is None or self._membership.wants(silo)
 
-    def stop(self, *, by_user: bool) -> None:
-        """Ask the run to end. By a user: for good. Else it is left as it is, for the next start."""
-        self._stopped_by_user = by_user
+    def stop(self, become: RunState | None) -> None:
+        """Ask the run to end, stopped or paused; None leaves it as it is, for the next start of the server."""
+        self._asked_to = become
         self._stop.set()
 
     def drive(self) -> None:
-        """To the end: finished, failed or stopped. The boundary at which a run's errors become its reason."""
+        """Until the run is finished, failed, stopped or paused. The boundary at which errors become its reason."""
+        flower_run = self._link.open_run()
         try:
-            self._flower_run = self._link.open_run()
-            self._store.runs.set_flower_run(run_id=self.run_id, flower_run_id=self._flower_run)
-            self._drive()
+            self._until_done(flower_run)
         except RunStopped:
-            if self._stopped_by_user:
-                self._end(RunState.STOPPED, "stopped by its owner", "stopped")
+            if self._asked_to is not None:
+                words = "stopped" if self._asked_to is RunState.STOPPED else "paused"
+                self._end(self._asked_to, f"{words} by its owner", words)
+        except RunPaused as paused:
+            self._end(RunState.PAUSED, paused.reason, paused.code)
+        except CheckpointLost as lost:
+            self._replace(lost)
+        except (CheckpointError, OSError) as error:
+            self._end(RunState.PAUSED, f"the server's disk: {error}", "disk")
         except FedplatError as error:
             self._end(RunState.FAILED, error.message, "failed")
         except Exception:  # noqa: BLE001 (the boundary of a run: whatever it was, the run ends and says so)
             _log.exception("run %s", self.run_id)
             self._end(RunState.FAILED, "an error that nobody foresaw; the server's log has it", "internal")
         finally:
-            if self._flower_run:
-                self._link.close_run(self._flower_run)
+            self._link.close_run(flower_run)
+
+    def _until_done(self, flower_run: int) -> None:
+        office = Office(
+            self.run_id, self._spec, self._home, self._store, self._link, self._registry, flower_run, self._stop
+        )
+        while True:
+            try:
+                self._live_through(office)
+                return
+            except StoreUnavailableError as error:
+                _log.warning("run %s waits for the database: %s", self.run_id, error.message)
+                self.live = replace(self.live, activity="waiting for the database", waiting_for=())
+                self._await_database()
+            except RoundLost as lost:
+                self._abandon_open_round(str(lost))
+
+    def _await_database(self) -> None:
+        if self._store.wait_until_back(self._stop, DATABASE_PATIENCE_S):
+            return
+        while not self._stop.is_set():
+            if self._store.wait_until_back(self._stop, DATABASE_PATIENCE_S):
+                raise RunPaused(f"the database was away for more than {DATABASE_PATIENCE_S:.0f} s", "database")
+        raise RunStopped
+
+    def _abandon_open_round(self, why: str) -> None:
+        number = self._store.runs.get(self.run_id).rounds_committed + 1
+        self._store.rounds.abandon(run_id=self.run_id, number=number, detail={"why": why})
 
     def _end(self, state: RunState, reason: str, code: str) -> None:
         try:
@@ -108,212 +140,137 @@ class RunDriver:
         except FedplatError as error:
             _log.error("run %s should be %s (%s), but: %s", self.run_id, state, reason, error)
 
-    def _drive(self) -> None:
+    def _replace(self, lost: CheckpointLost) -> None:
+        """A committed round never changes: a run whose last weights are damaged goes on as a child, from good ones."""
+        self._store.events.append(
+            kind="checkpoint.damaged", actor="server", run_id=self.run_id, detail={"problem": lost.problem}
+        )
+        if lost.good is None:
+            self._end(RunState.FAILED, f"{lost.problem}; no other checkpoint is good", "checkpoint")
+            return
+        number = lost.good.manifest.round
+        child = self._continue_as_child(self.run_id, number)
+        self._end(RunState.STOPPED, f"{lost.problem}; goes on as run {child} from round {number}", "checkpoint")
+
+    # -- rounds -----------------------------------------------------------------------------------------------------
+
+    def _live_through(self, office: Office) -> None:
         run = self._store.runs.get(self.run_id)
         if run.layout is None:
-            context, weights, members = self._begin()
+            since = time.monotonic()
+            self._set_state(RunState.RECRUITING)
+
+            def waiting(missing: Sequence[str], have: int, minimum: int) -> None:
+                self._watch("recruiting", 0, missing, have, minimum, since)
+
+            start = begin(office, run, waiting)
         else:
-            context, weights, members = self._resume(run)
-        self._taking_part = members
+            start = resume(office, run)
+        membership = Membership(office, start, self._waits)
+        self._membership = membership
         for member in self._registry.members():
             self._link.on_message(member.node_id)  # whoever is not in it hears that now
-        self._set_state(RunState.RUNNING)
-        step = self._last_step()
-        for number in range(run.rounds_committed + 1, self._spec.rounds.count + 1):
-            step += 1
-            weights = self._round(context, number, step, weights, members)
-        self._close(context, weights, members)
-        self._set_state(RunState.FINISHED)
+        try:
+            weights, reason = self._rounds(office, start, membership)
+            self._close(office, start, membership, weights)
+        finally:
+            membership.close()
+        code, text = (reason.code, reason.text) if reason else (None, None)
+        self._store.runs.set_state(run_id=self.run_id, state=RunState.FINISHED, reason=text, reason_code=code)
+
+    def _rounds(self, office: Office, start: Start, membership: Membership) -> tuple[Vector, StopReason | None]:
+        weights, number = start.weights, start.committed
+        while number < self._spec.rounds.count:
+            if (reason := self._reason_to_stop(start)) is not None:
+                return weights, reason
+            number += 1
+            task = self._open_task(number, weights)
+            members = membership.next_round() if task is None else office.members(task.roster)
+            self._set_state(RunState.RUNNING)
+            task = task or RoundTask(number, self._next_step(), weights, tuple(m.name for m in members))
+            weights = self._round(office, start, membership, task)
+        return weights, None
+
+    def _open_task(self, number: int, weights: Vector) -> RoundTask | None:
+        """The step of this round that the last process had begun, to be finished with the same roster."""
+        rows = [row for row in self._store.rounds.list(self.run_id) if row.number == number]
+        if not rows or rows[0].state not in (RoundState.TRAINING, RoundState.AGGREGATING):
+            return None
+        roster = tuple(part.silo_name for part in self._store.rounds.silo_rounds(self.run_id, number))
+        return RoundTask(number, rows[0].step, weights, roster)
+
+    def _next_step(self) -> int:
+        return max((row.step for row in self._store.rounds.list(self.run_id)), default=0) + 1
+
+    def _round(self, office: Office, start: Start, membership: Membership, task: RoundTask) -> Vector:
+        since, minimum = time.monotonic(), start.context.minimum
+
+        def waiting(missing: Sequence[str], have: int) -> None:
+            self._watch("training", task.number, missing, have, minimum, since)
+
+        waiting(task.roster, 0)
+        with office.inquiry(TrainReply) as inquiry:
+            result = run_round(start.context, task, office.members(task.roster), inquiry, waiting)
+        membership.missed(result.missed)
+        self._prune(start)
+        return result.weights
+
+    def _prune(self, start: Start) -> None:
+        section = self._spec.checkpoint
+        start.context.checkpoints.prune(section.keep_last, every=section.every, best=self._best_round())
+
+    def _best_round(self) -> int | None:
+        metric, best = self._spec.checkpoint.keep_best, None
+        if metric is None:
+            return None
+        for number, figures in self._history():
+            value = figures.get(metric)
+            if value is not None and (best is None or is_better(metric, value, best[1])):
+                best = number, value
+        return best[0] if best else None
+
+    # -- the end ----------------------------------------------------------------------------------------------------
+
+    def _history(self) -> list[tuple[int, dict[str, float]]]:
+        """(round, figures of its weights), as far as they are measured."""
+        found: dict[int, dict[str, float]] = {}
+        for row in self._store.rounds.evaluations(self.run_id):
+            figures = {k: float(v) for k, v in row.metrics.items() if isinstance(v, int | float)}
+            if row.split is Split.TEST:
+                loss = {} if row.loss is None else {"loss": row.loss}
+                found.setdefault(row.round_number, {}).update(figures | loss)
+            elif "divergence" in figures:
+                found.setdefault(row.round_number, {})["divergence"] = figures["divergence"]
+        return sorted(found.items())
+
+    def _reason_to_stop(self, start: Start) -> StopReason | None:
+        if self._spec.stop == type(self._spec.stop)():
+            return None
+        begun = self._store.runs.get(self.run_id).started_at
+        elapsed_s = (datetime.now(UTC) - begun).total_seconds() if begun else 0.0
+        return find_reason(self._spec.stop, self._history(), elapsed_s)
+
+    def _close(self, office: Office, start: Start, membership: Membership, weights: Vector) -> None:
+        """The last weights are measured too."""
+        self._set_state(RunState.FINISHING)
+        number = self._store.runs.get(self.run_id).rounds_committed
+        members = office.members(sorted(membership.names - membership.away))
+        self._watch("closing evaluation", number, [m.name for m in members], 0, 0, time.monotonic())
+        with office.inquiry(EvaluateReply) as inquiry:
+            closing_evaluation(start.context, number, weights, members, inquiry)
+        self._prune(start)
+
+    # -- helpers ----------------------------------------------------------------------------------------------------
 
     def _set_state(self, state: RunState, reason: str | None = None) -> None:
         self._store.runs.set_state(run_id=self.run_id, state=state, reason=reason)
 
-    # -- beginning --------------------------------------------------------------------------------------------------
-
-    def _begin(self) -> tuple[RunContext, Vector, tuple[str, ...]]:
-        minimum, agreement = self._recruit()
-        weights = self._initial_weights(agreement)
-        context = self._context(agreement.layout, minimum)
-        saved = context.checkpoints.save(0, weights, agreement.layout, context.strategy.state())
-        self._store.runs.set_layout(
-            run_id=self.run_id,
-            layout={
-                "parameters": [p.model_dump(mode="json") for p in layout_to_wire(agreement.layout)],
-                "fingerprint": agreement.layout.fingerprint,
-                "minimum": minimum,
-            },
-            weights_path=str(saved.path),
-            weights_sha256=saved.sha256,
-        )
-        return context, weights, agreement.members
-
-    def _recruit(self) -> tuple[int, Agreement]:
-        names = self._spec.silos.names or [m.name for m in self._registry.members()]
-        request = JoinRequest(
-            run=self.run_id, spec_hash=self._spec.hash, spec=self._spec.canonical(), num_silos=len(names)
-        )
-        since = time.monotonic()
-
-        def waiting(missing: Sequence[str], minimum: int) -> None:
-            self._watch("recruiting", 0, missing, len(names) - len(missing), minimum, since)
-
-        recruiting = Recruiting(self._spec, request, self._registry, self._report_join, waiting)
-        with self._inquiry(JoinReply) as inquiry:
-            answers = recruiting.gather(inquiry)
-        agreement = agree(self._spec, answers.accepted, self._init_fingerprint(answers.accepted))
-        for silo, reason in agreement.excluded.items():
-            self._refuse(silo, reason)
-        minimum = answers.minimum(self._spec)
-        if len(agreement.members) < minimum:
-            said = "; ".join(f"{silo}: {reason}" for silo, reason in agreement.excluded.items())
-            raise RunFailed(f"{len(agreement.members)} of at least {minimum} silos fit together ({said})")
-        return minimum, agreement
-
-    def _report_join(self, silo: str, reply: JoinReply, refused: Reason | None) -> None:
-        if refused is not None:
-            self._refuse(silo, refused)
-            return
-        info = {
-            "capabilities": reply.capabilities.model_dump(mode="json") if reply.capabilities else None,
-            "task_version": reply.task_version,
-            "warnings": [{"code": w.code, "text": str(w), "hint": w.hint} for w in reply.warnings],
-        }
-        self._store.runs.join(
-            run_id=self.run_id,
-            silo_name=silo,
-            state=RunSiloState.ACCEPTED,
-            num_examples=reply.num_examples,
-            info=info,
-        )
-
-    def _refuse(self, silo: str, reason: Reason) -> None:
-        self._store.runs.join(
-            run_id=self.run_id,
-            silo_name=silo,
-            state=RunSiloState.REFUSED,
-            reason_code=reason.code,
-            reason=told(reason),
-        )
-
-    # -- weights ----------------------------------------------------------------------------------------------------
-
-    @property
-    def _init_path(self) -> Path:
-        return self._home.run(self.run_id) / "init.safetensors"
-
-    def _init_fingerprint(self, accepted: dict[str, JoinReply]) -> str | None:
-        """The layout that the init file fits, if there is one: that of the first silo whose parameters it has."""
-        if not self._init_path.exists():
-            return None
-        arrays = load_safetensors(self._init_path.read_bytes())
-        for silo in sorted(accepted):
-            layout = layout_from_wire(accepted[silo].layout)
-            try:
-                layout.join(arrays)
-            except LayoutError:
-                continue
-            return layout.fingerprint
-        raise RunFailed("the initial weights fit the model of no silo; compare names and shapes of the parameters")
-
-    def _initial_weights(self, agreement: Agreement) -> Vector:
-        size = agreement.layout.size
-        if self._init_path.exists():
-            weights = agreement.layout.join(load_safetensors(self._init_path.read_bytes()))
-        else:
-            question = WeightsRequest(run=self.run_id, spec_hash=self._spec.hash)
-            with self._inquiry(WeightsReply) as inquiry:
-                members = self._members(agreement.members)
-                weights = first_weights(inquiry, question, members, size, self._spec.rounds.timeout_s)
-        if not np.isfinite(weights).all():
-            raise RunFailed("the initial weights hold values that are not finite")
-        return weights
-
-    def _context(self, layout: Layout, minimum: int) -> RunContext:
-        checkpoints = Checkpoints(self._home.checkpoints(self.run_id), self._spec.hash)
-        strategy = make_strategy(self._spec, layout)
-        return RunContext(self.run_id, self._spec, layout, minimum, self._store, strategy, checkpoints)
-
-    def _resume(self, run: Run) -> tuple[RunContext, Vector, tuple[str, ...]]:
-        """Where the last process left it: the committed weights, and the round that was open once more."""
-        kept = json.loads(json.dumps(run.layout))
-        layout = layout_from_wire(tuple(WireParameter.model_validate(p) for p in kept["parameters"]))
-        context = self._context(layout, int(kept["minimum"]))
-        checkpoint = context.checkpoints.load(run.rounds_committed)
-        context.strategy.restore(checkpoint.strategy_state)
-        for row in self._store.rounds.list(self.run_id):
-            if row.state in (RoundState.TRAINING, RoundState.AGGREGATING):
-                self._store.rounds.abandon(run_id=self.run_id, number=row.number, detail={"why": "server restarted"})
-        took_part = (RunSiloState.ACCEPTED, RunSiloState.AWAY)
-        members = tuple(s.silo_name for s in self._store.runs.silos(self.run_id) if s.state in took_part)
-        return context, checkpoint.weights, members
-
-    def _last_step(self) -> int:
-        return max((row.step for row in self._store.rounds.list(self.run_id)), default=0)
-
-    # -- rounds -----------------------------------------------------------------------------------------------------
-
-    def _round(self, context: RunContext, number: int, step: int, weights: Vector, names: tuple[str, ...]) -> Vector:
-        members = self._enough_members(context, number, names)
-        since = time.monotonic()
-
-        def waiting(missing: Sequence[str], have: int) -> None:
-            self._watch("training", number, missing, have, context.minimum, since)
-
-        waiting([m.name for m in members], 0)
-        with self._inquiry(TrainReply) as inquiry:
-            result = run_round(context, number, step, weights, members, inquiry, waiting)
-        for silo in result.missed:
-            if not self._registry.is_here(silo):
-                self._mark(silo, away=True)
-        return result.weights
-
-    def _enough_members(self, context: RunContext, number: int, names: tuple[str, ...]) -> list[Member]:
-        """The silos of the next round: all of the run but those that are away. Waits for the minimum."""
-        since = time.monotonic()
-        while True:
-            for silo in [s for s in self._away if self._registry.is_here(s)]:
-                self._mark(silo, away=False)
-            members = self._members([n for n in names if n not in self._away])
-            if len(members) >= context.minimum:
-                self._set_state(RunState.RUNNING)
-                return members
-            missing = [n for n in names if n in self._away]
-            if not missing or time.monotonic() - since > self._spec.silos.wait_s:
-                raise RunFailed(
-                    f"{len(members)} of at least {context.minimum} silos are left; away: {', '.join(missing) or 'none'}"
-                )
+    def _waits(self, missing: Sequence[str], have: int, minimum: int) -> None:
+        """Below the minimum between two rounds."""
+        if self.live.activity != "waiting":
             self._set_state(RunState.WAITING, f"waiting for {', '.join(missing)}")
-            self._watch("waiting", number, missing, len(members), context.minimum, since)
-            with self._inquiry(TrainReply) as inquiry:
-                inquiry.pause(1.0)
-
-    def _members(self, names: Sequence[str]) -> list[Member]:
-        return [m for m in map(self._registry.member, names) if m is not None]
-
-    def _mark(self, silo: str, *, away: bool) -> None:
-        (self._away.add if away else self._away.discard)(silo)
-        reason = Reason.of(Code.NO_ANSWER)
-        self._store.runs.join(
-            run_id=self.run_id,
-            silo_name=silo,
-            state=RunSiloState.AWAY if away else RunSiloState.ACCEPTED,
-            reason_code=reason.code if away else None,
-            reason=told(reason) if away else None,
-        )
-
-    def _close(self, context: RunContext, weights: Vector, names: tuple[str, ...]) -> None:
-        """The last weights are measured too."""
-        self._set_state(RunState.FINISHING)
-        members = [m for m in self._members(names) if self._registry.is_here(m.name)]
-        number = self._spec.rounds.count
-        self._watch("closing evaluation", number, [m.name for m in members], 0, 0, time.monotonic())
-        with self._inquiry(EvaluateReply) as inquiry:
-            closing_evaluation(context, number, weights, members, inquiry)
-
-    # -- helpers ----------------------------------------------------------------------------------------------------
-
-    def _inquiry(self, answer: type[Answer]) -> Inquiry[Answer]:
-        return Inquiry(self._link, self._flower_run, answer, self._stop)
+        since = self.live.since_s if self.live.activity == "waiting" else time.monotonic()
+        self._watch("waiting", self.live.round, missing, have, minimum, since)
 
     def _watch(self, activity: str, number: int, missing: Sequence[str], have: int, minimum: int, since: float) -> None:
         timeout_s = self._spec.silos.join_timeout_s if activity == "recruiting" else self._spec.rounds.timeout_s

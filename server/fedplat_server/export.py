@@ -11,7 +11,7 @@ from fedplat.spec import RunSpec
 from fedplat_server.adminclient import AdminClient
 
 
-def export_run(admin: AdminClient, run_id: str, folder: Path | None) -> list[Path]:
+def export_run(admin: AdminClient, run_id: str, folder: Path | None, number: int | None = None) -> list[Path]:
     """Write `model.safetensors`, `spec.json`, `preprocessing.json` and `metrics.json`; returns the paths.
 
     ConflictError if the folder has files of such names already.
@@ -24,7 +24,8 @@ def export_run(admin: AdminClient, run_id: str, folder: Path | None) -> list[Pat
             raise ConflictError(f"{path} exists already", hint="name another folder with --to")
     try:
         target.mkdir(parents=True, exist_ok=True)
-        admin.download(f"/runs/{view['id']}/weights", files["model.safetensors"])
+        which = "" if number is None else f"?round={number}"
+        admin.download(f"/runs/{view['id']}/weights{which}", files["model.safetensors"])
         _write(files["spec.json"], {"hash": view["spec_hash"], "spec": view["spec"]})
         _write(files["preprocessing.json"], preprocessing(RunSpec.model_validate(view["spec"])))
         _write(files["metrics.json"], {k: view[k] for k in ("id", "state", "rounds", "evaluations")})

@@ -1,9 +1,14 @@
-"""One round: send the weights, wait for the updates, average, step, commit. Goes on with k of n after the timeout."""
+"""One round: send the weights, wait for the updates, average, step, commit. Goes on with k of n after the timeout.
+
+Whatever is killed: uploads are staged before SQL says that they are there, the cohort is fixed before it is averaged,
+the checkpoint is on disk before one transaction commits the round. A restarted server goes on where the rows stop.
+"""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from fedplat.errors import LayoutError, WireError
@@ -17,9 +22,11 @@ from fedplat_server.checkpoints import Checkpoints
 from fedplat_server.exchange import Given, Inquiry
 from fedplat_server.recruiting import RunFailed
 from fedplat_server.registry import Member
+from fedplat_server.staging import Staging
+from fedplat_server.stopping import kl_divergence
 from fedplat_server.store import Evaluation, SiloRoundFields, Split, Store
 from fedplat_server.strategies import RunStrategy
-from fedplat_server.transitions import SiloRoundState
+from fedplat_server.transitions import RoundState, SiloRoundState
 
 
 @dataclass(frozen=True)
@@ -33,6 +40,7 @@ class RunContext:
     store: Store
     strategy: RunStrategy
     checkpoints: Checkpoints
+    staging: Staging
 
 
 @dataclass
@@ -42,6 +50,17 @@ class Uploads:
     layout: Layout
     updates: dict[str, Given[TrainReply]] = field(default_factory=dict)
     failed: dict[str, Reason] = field(default_factory=dict)
+
+    @classmethod
+    def staged(cls, context: RunContext, task: RoundTask) -> Uploads:
+        """What the last process of this server had of this step already; what no row owns is removed."""
+        uploads = cls(context.layout)
+        for silo in task.roster:
+            parcel = context.staging.get(silo, task.number, task.step)
+            if parcel is not None and len(parcel.buffer) == 4 * context.layout.size:
+                uploads.updates[silo] = Given(silo, parcel)
+        context.staging.keep_only(set(uploads.updates))
+        return uploads
 
     def take(self, given: Given[TrainReply], round_number: int) -> None:
         """File one silo's reply. What does not fit the question is a failure of that silo, not of the run."""
@@ -64,6 +83,16 @@ class Uploads:
 
 
 @dataclass(frozen=True)
+class RoundTask:
+    """One step at a round: its weights, and the silos that are asked, by name."""
+
+    number: int
+    step: int
+    weights: Vector
+    roster: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class RoundResult:
     """The new weights, and who was in the round."""
 
@@ -74,60 +103,68 @@ class RoundResult:
 
 def run_round(
     context: RunContext,
-    number: int,
-    step: int,
-    weights: Vector,
+    task: RoundTask,
     members: Sequence[Member],
     inquiry: Inquiry[TrainReply],
     waiting: Callable[[Sequence[str], int], None],
 ) -> RoundResult:
-    """One round among `members`. RunFailed if too few updates can come; `waiting` hears whom the round waits for."""
+    """One round among `members`, or the rest of one that was begun. RunFailed if too few updates can come; `waiting`
+    hears whom the round waits for."""
     begun = time.monotonic()
-    roster = tuple(sorted(m.name for m in members))
-    context.store.rounds.open(run_id=context.run_id, number=number, step=step, roster=roster)
-    question = _question(context, number, step, roster)
-    inquiry.ask(list(members), question, weights)
-    uploads = _collect(context, number, inquiry, waiting)
-    new, cohort, norm = _aggregate(context, number, weights, roster, uploads)
+    number = task.number
+    row = context.store.rounds.open(run_id=context.run_id, number=number, step=task.step, roster=task.roster)
+    uploads = Uploads.staged(context, task)
+    if row.state is RoundState.TRAINING:
+        missing = [m for m in members if m.name not in uploads.updates]
+        if missing:
+            inquiry.ask(missing, _question(context, task), task.weights)
+        _collect(context, task, uploads, inquiry, waiting)
+        mean = _fix_cohort(context, task, uploads)
+    else:
+        mean = _fixed_cohort(context, task, row.cohort, uploads)
+    new = context.strategy.step(number, task.weights, mean.vector, mean.total_weight)
     saved = context.checkpoints.save(number, new, context.layout, context.strategy.state())
-    parts = [uploads.updates[silo].parcel.body for silo in cohort]
+    parts = [uploads.updates[silo].parcel.body for silo in mean.cohort]
     context.store.rounds.commit(
         run_id=context.run_id,
         number=number,
-        cohort=cohort,
+        cohort=mean.cohort,
         weights_path=str(saved.path),
         weights_sha256=saved.sha256,
-        evaluations=[*_evaluations(parts, number)],
-        silo_rounds=_silo_rounds(context, uploads, roster),
-        update_norm=norm,
+        evaluations=[*_evaluations(parts, number, mean.divergence)],
+        silo_rounds=_silo_rounds(context, uploads, task.roster),
+        update_norm=update_norm(mean.vector),
         seconds=time.monotonic() - begun,
     )
     _note_tests(context, number - 1, [(p.silo, p.evaluated) for p in parts if p.evaluated and p.share_metrics])
-    context.checkpoints.prune(1)
-    return RoundResult(new, cohort, tuple(s for s in roster if s not in cohort and s not in uploads.failed))
+    context.staging.clear()
+    missed = tuple(s for s in task.roster if s not in mean.cohort and s not in uploads.failed)
+    return RoundResult(new, mean.cohort, missed)
 
 
-def _question(context: RunContext, number: int, step: int, roster: tuple[str, ...]) -> TrainRequest:
-    config = context.strategy.configure(number)
+def _question(context: RunContext, task: RoundTask) -> TrainRequest:
+    config = context.strategy.configure(task.number)
     return TrainRequest(
         run=context.run_id,
         spec_hash=context.spec.hash,
-        round=number,
-        step=step,
-        roster=roster,
-        evaluate=(number - 1) % context.spec.evaluation.every == 0,
+        round=task.number,
+        step=task.step,
+        roster=task.roster,
+        evaluate=(task.number - 1) % context.spec.evaluation.every == 0,
         proximal_mu=float(str(config.get("proximal-mu", 0.0))),
     )
 
 
 def _collect(
     context: RunContext,
-    number: int,
+    task: RoundTask,
+    uploads: Uploads,
     inquiry: Inquiry[TrainReply],
     waiting: Callable[[Sequence[str], int], None],
-) -> Uploads:
+) -> None:
     """Until all have answered, or the timeout has passed with the minimum there."""
-    uploads = Uploads(context.layout)
+    for silo in uploads.updates:
+        _note_upload(context, task.number, silo, uploads)
     begun = time.monotonic()
     timeout_s, patience_s = context.spec.rounds.timeout_s, context.spec.silos.wait_s
     while inquiry.waiting_for:
@@ -138,10 +175,11 @@ def _collect(
         if not enough and len(uploads.updates) + len(inquiry.waiting_for) < context.minimum:
             break
         for given in inquiry.answers(min(1.0, max(0.0, timeout_s - waited_s) or 1.0)):
-            uploads.take(given, number)
-            _note_upload(context, number, given.silo, uploads)
+            uploads.take(given, task.number)
+            if given.silo in uploads.updates:
+                context.staging.put(given.silo, given.parcel)
+            _note_upload(context, task.number, given.silo, uploads)
         waiting(inquiry.waiting_for, len(uploads.updates))
-    return uploads
 
 
 def _note_upload(context: RunContext, number: int, silo: str, uploads: Uploads) -> None:
@@ -162,25 +200,59 @@ def told(reason: Reason) -> dict[str, object]:
     return {"text": str(reason), "hint": reason.hint, "words": dict(reason.words)}
 
 
-def _aggregate(
-    context: RunContext, number: int, weights: Vector, roster: Sequence[str], uploads: Uploads
-) -> tuple[Vector, tuple[str, ...], float]:
-    """The next weights, the cohort and the norm of the mean update. An update that is not finite costs that silo
-    its round, not the run."""
+@dataclass(frozen=True)
+class _Mean:
+    """The mean update of a cohort. `divergence`: |sum w u| / sum w |u|, 1 where all silos pull the same way."""
+
+    cohort: tuple[str, ...]
+    vector: Vector
+    total_weight: float
+    divergence: float | None
+
+
+def _fix_cohort(context: RunContext, task: RoundTask, uploads: Uploads) -> _Mean:
+    """The cohort and its mean, written down before anything follows from it. An update that is not finite, or too
+    large, costs that silo its round, not the run."""
     while True:
-        cohort = uploads.cohort(roster)
+        cohort = uploads.cohort(task.roster)
         if len(cohort) < context.minimum:
-            raise RunFailed(_too_few(context, number, cohort, uploads))
-        updates = [_update(uploads.updates[silo], context.layout.size) for silo in cohort]
+            raise RunFailed(_too_few(context, task.number, cohort, uploads))
         try:
-            mean, total = weighted_mean(updates)
+            mean = _mean(context, cohort, uploads)
             break
         except UpdateError as error:
+            code = Code.UPDATE_TOO_LARGE if isinstance(error, _TooLarge) else Code.UPDATE_NOT_FINITE
             del uploads.updates[error.silo]
-            uploads.failed[error.silo] = Reason.of(Code.UPDATE_NOT_FINITE)
-            _note_upload(context, number, error.silo, uploads)
-    context.store.rounds.fix_cohort(run_id=context.run_id, number=number, cohort=cohort)
-    return context.strategy.step(number, weights, mean, total), cohort, update_norm(mean)
+            uploads.failed[error.silo] = Reason.of(code)
+            _note_upload(context, task.number, error.silo, uploads)
+    context.store.rounds.fix_cohort(run_id=context.run_id, number=task.number, cohort=cohort)
+    return mean
+
+
+def _fixed_cohort(context: RunContext, task: RoundTask, cohort: Sequence[str], uploads: Uploads) -> _Mean:
+    """The mean of a cohort that was fixed before the server was restarted. RoundLost if an upload is gone."""
+    if missing := [silo for silo in cohort if silo not in uploads.updates]:
+        raise RoundLost(f"the staged updates of {', '.join(missing)} are missing or damaged")
+    return _mean(context, tuple(cohort), uploads)
+
+
+class RoundLost(Exception):
+    """A round that has to be begun again, with a new step."""
+
+
+class _TooLarge(UpdateError):
+    """The largest update of a mean that is above the spec's limit."""
+
+
+def _mean(context: RunContext, cohort: tuple[str, ...], uploads: Uploads) -> _Mean:
+    updates = [_update(uploads.updates[silo], context.layout.size) for silo in cohort]
+    vector, total = weighted_mean(updates)
+    norms = [u.weight * update_norm(u.vector) for u in updates]
+    norm, limit = update_norm(vector), context.spec.stop.max_update_norm
+    if limit is not None and norm > limit:
+        raise _TooLarge(max(zip(norms, cohort, strict=True))[1], f"makes the mean's norm {norm:.3g}")
+    spread = sum(norms) / total
+    return _Mean(cohort, vector, total, norm / spread if spread else None)
 
 
 def _update(given: Given[TrainReply], size: int) -> Update:
@@ -193,20 +265,29 @@ def _too_few(context: RunContext, number: int, cohort: Sequence[str], uploads: U
     return f"{have} ({why or 'no answer from the others'})"
 
 
-def _evaluations(parts: Sequence[TrainReply], number: int) -> Iterable[Evaluation]:
+def _evaluations(parts: Sequence[TrainReply], number: int, divergence: float | None) -> Iterable[Evaluation]:
     """Metrics belong to the weights that they were measured on: tests in round r are of the weights of r - 1."""
     tested = [(p.silo, p.evaluated) for p in parts if p.evaluated is not None]
     if tested:
-        yield evaluation(tested, number - 1, Split.TEST)
+        shown = [p.evaluated for p in parts if p.evaluated is not None and p.share_metrics]
+        yield evaluation(tested, number - 1, Split.TEST, {"kl_divergence": kl_divergence(shown)})
     trained = [(p.silo, p.trained) for p in parts if p.trained is not None]
     if trained:
-        yield evaluation(trained, number, Split.TRAIN)
+        yield evaluation(trained, number, Split.TRAIN, {"divergence": divergence})
 
 
-def evaluation(sums: Sequence[tuple[str, MetricSums]], round_number: int, split: Split) -> Evaluation:
-    """The federation's figures over the silos that sent sums."""
+def evaluation(
+    sums: Sequence[tuple[str, MetricSums]],
+    round_number: int,
+    split: Split,
+    further: Mapping[str, float | None] | None = None,
+) -> Evaluation:
+    """The federation's figures over the silos that sent sums of the usual shape; a silo of another shape (a wrong or
+    hostile one) is not among `silos`."""
+    usual = Counter(s.shape for _, s in sums).most_common(1)[0][0]
+    sums = [(silo, s) for silo, s in sums if s.shape == usual]
     total = add_sums(s for _, s in sums)
-    figures = summarise(total)
+    figures = summarise(total) | {k: v for k, v in (further or {}).items() if v is not None}
     return Evaluation(
         round_number=round_number,
         split=split,

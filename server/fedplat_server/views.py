@@ -9,6 +9,7 @@ from enum import Enum
 from typing import TypeAlias
 
 from fedplat.identity import show_fingerprint
+from fedplat_server.checkpoints import CheckpointError, Checkpoints
 from fedplat_server.driver import RunLive
 from fedplat_server.registry import Registry
 from fedplat_server.store import Run, RunSilo, Silo, Store
@@ -68,6 +69,21 @@ def _rounds(run: Run, store: Store) -> list[View]:
     ]
 
 
+def checkpoint_view(folder: Checkpoints, number: int) -> View:
+    """A checkpoint of a run."""
+    try:
+        manifest = folder.load(number).manifest
+    except CheckpointError as error:
+        return {"round": number, "good": False, "problem": error.message}
+    return {
+        "round": number,
+        "good": True,
+        "created_at": plain(manifest.created_at),
+        "size_bytes": manifest.size_bytes,
+        "sha256": manifest.sha256,
+    }
+
+
 def snapshot(run: Run, live: RunLive | None, store: Store, registry: Registry) -> View:
     """What `run watch` draws: the run, its figures so far, and every silo in words."""
     view = run_line(run)
@@ -120,6 +136,7 @@ def _last_seen(registry: Registry, name: str) -> str:
 def _next(live: RunLive) -> str:
     waited_s = time.monotonic() - live.since_s
     if live.have >= live.minimum:
-        return f"goes on with {live.have} in {max(0.0, live.goes_on_after_s - waited_s):.0f} s"
+        left_s = max(0.0, live.goes_on_after_s - waited_s)
+        return f"goes on with {live.have} of {live.have + len(live.waiting_for)} in {left_s:.0f} s"
     left_s = max(0.0, live.gives_up_after_s - waited_s)
     return f"{live.have} of at least {live.minimum} are there; gives up in {left_s:.0f} s"

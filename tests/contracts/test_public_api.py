@@ -8,6 +8,7 @@ import fedplat.spec
 def test_spec() -> None:
     assert fedplat.spec.__all__ == [
         "Categorical",
+        "CheckpointSection",
         "DataSection",
         "EvaluationSection",
         "ModelSection",
@@ -15,6 +16,7 @@ def test_spec() -> None:
         "RoundsSection",
         "RunSpec",
         "SilosSection",
+        "StopSection",
         "StrategyName",
         "StrategySection",
         "TabularOptions",

@@ -138,7 +138,7 @@ def test_a_silo_that_dies_is_missed_and_comes_back(fed: Federation) -> None:
     number = fed.live(run)["round"]
     fed.kill("c")
     said = [""]
-    goes_on = r"waiting for it, last seen \d+ s ago; goes on with 2 in \d s"
+    goes_on = r"waiting for it, last seen \d+ s ago; goes on with 2 of 3 in \d s"
     wait_until(lambda: said.append(fed.words(run, "c")) or re.fullmatch(goes_on, said[-1]), 10, lambda: str(said))
 
     wait_until(lambda: fed.live(run)["rounds_committed"] >= number, 30, fed.all_logs)

@@ -154,6 +154,7 @@ class Killer:
     def __init__(self, rank: int = 0, left: int = 0) -> None:
         self.group: WorkerGroup | None = None
         self.rank, self.left = rank, left
+        self.wanted: Callable[[], bool] = lambda: True
         self.phases: list[Phase] = []
 
     def __call__(self, phase: Phase, share: float) -> None:
@@ -161,6 +162,7 @@ class Killer:
         if phase is Phase.TRAINING and self.left and self.group is not None:
             self.left -= 1
             time.sleep(0.2)
+            assert wait_until(self.wanted, 20)
             os.kill(self.group.pids[self.rank], signal.SIGKILL)
 
 
@@ -239,6 +241,26 @@ def test_a_killed_worker_changes_no_bit(make: Make, num_workers: int, steps: int
     assert (first.timings.restarts, second.timings.restarts) == (0, 1)
     assert [u.tobytes() for u in expected] == [first.update.tobytes(), second.update.tobytes()]
     assert Phase.RESTARTING in killer.phases
+
+
+@pytest.mark.parametrize(("num_workers", "steps"), [(1, 2000), (2, 500)])
+def test_a_killed_worker_goes_on_from_its_checkpoint(make: Make, tmp_path: Path, num_workers: int, steps: int) -> None:
+    """Two kills: had the round begun anew after them, every report of a share would come again."""
+    spec = tabular(
+        f'steps = {steps}\nbatch_size = 8\noptimizer = "adam"\nlocal_checkpoint_steps = 50', model='local = ["2.*"]'
+    )
+    killer = Killer(rank=num_workers - 1)
+    calm, hit = make(spec, num_workers, name="calm"), make(spec, num_workers, killer, name="hit")
+    weights = calm.initial_weights()
+    expected = calm.train(TrainOrder(1, evaluate=True), weights)
+    calm.close()
+    hit.start()
+    killer.group, killer.left, killer.wanted = hit, 2, lambda: (tmp_path / "hit/checkpoint/manifest.json").exists()
+    found = hit.train(TrainOrder(1, evaluate=True), weights)
+    assert found.timings.restarts == 2
+    assert found.update.tobytes() == expected.update.tobytes()
+    assert (found.trained, found.evaluated) == (expected.trained, expected.evaluated)
+    assert (tmp_path / "silo.log").read_text().count("rank 0: round 1 goes on after step") == 2
 
 
 def test_the_fourth_kill_ends_the_round(make: Make) -> None:
@@ -404,6 +426,19 @@ def test_an_update_that_is_not_finite_is_refused(make: Make) -> None:
     with pytest.raises(TrainingFailed) as failure:
         group.train(TrainOrder(1), group.initial_weights())
     assert failure.value.reason.code is Code.UPDATE_NOT_FINITE
+
+
+def test_an_update_above_the_limit_is_refused_and_the_next_round_goes_on(make: Make, tmp_path: Path) -> None:
+    text = ADD_CONSTANT.format(seconds=0).replace("epochs = 1", "epochs = 1, max_update_norm = {limit}")
+    norm = 1000**0.5  # each of 1000 weights by 1
+    weights = np.zeros(1000, dtype=np.float32)
+    strict = make(parse_spec(text.replace("{limit}", str(norm * 0.999))), name="strict")
+    for number in (1, 2):
+        with pytest.raises(TrainingFailed) as failure:
+            strict.train(TrainOrder(number), weights)
+        assert (failure.value.reason.code, failure.value.reason.words) == (Code.UPDATE_TOO_LARGE, {})
+    lax = make(parse_spec(text.replace("{limit}", str(norm * 1.001))), name="lax")
+    assert np.linalg.norm(lax.train(TrainOrder(1), weights).update) == pytest.approx(norm)
 
 
 def test_data_and_options_are_refused_by_name(make: Make, tmp_path: Path, data: Path) -> None:

@@ -40,6 +40,23 @@ def wrap(model: nn.Module, place: Place) -> nn.Module:
     return DistributedDataParallel(model)
 
 
+def from_first(number: int, place: Place) -> int:
+    """Rank 0's number, at every rank."""
+    shared = torch.tensor(number, device=place.device)
+    copy_from_first([shared], place)
+    return int(shared)
+
+
+def gather_bytes(data: bytes, place: Place) -> list[bytes]:
+    """Every rank's bytes, of the same length at all of them, by rank."""
+    if place.num_ranks == 1:
+        return [data]
+    mine = torch.frombuffer(bytearray(data), dtype=torch.uint8).to(place.device)
+    found = [torch.empty_like(mine) for _ in range(place.num_ranks)]
+    dist.all_gather(found, mine)
+    return [tensor.cpu().numpy().tobytes() for tensor in found]
+
+
 def copy_from_first(tensors: list[Tensor], place: Place) -> None:
     """Overwrites the tensors of all ranks by those of rank 0."""
     if place.num_ranks > 1:

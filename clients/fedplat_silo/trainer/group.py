@@ -137,7 +137,7 @@ class WorkerGroup:
         command = Command(kind="train", round=order.round, proximal_mu=order.proximal_mu, evaluate=order.evaluate)
         done, restarts = self._run(command, weights)
         trained = add_sums(d.trained for d in done if d.trained is not None)
-        timings = self._timings(done, restarts, trained.num_examples)
+        timings = self._timings(done, restarts, trained.num_examples - sum(d.num_recovered for d in done))
         return TrainResult(self._update.copy(), trained, _evaluated(done), timings)
 
     def evaluate(self, order: EvaluateOrder, weights: Vector) -> EvaluateResult:

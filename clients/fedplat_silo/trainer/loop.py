@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -21,7 +22,9 @@ from fedplat.reasons import Code, Reason
 from fedplat.spec.model import Optimizer, TrainingSection
 from fedplat_silo.data.errors import Refused
 from fedplat_silo.data.examples import Examples
+from fedplat_silo.trainer.checkpoint import Checkpoints
 from fedplat_silo.trainer.ddp import Place
+from fedplat_silo.trainer.state import put_state, take_state
 
 if TYPE_CHECKING:
     from fedplat_silo.tasks.base import Task
@@ -36,7 +39,8 @@ class LocalRound:
     """What one rank trains with in one round.
 
     `received`: the shared parameters as they came, the anchor of FedProx. `report` takes the share that is done.
-    `waited_s`: how long the loop waited for data.
+    `checkpoints`: where the round may go on, and leaves its state every `training.local_checkpoint_steps`.
+    `waited_s`: how long the loop waited for data. `num_recovered`: examples that were trained on before a kill.
     """
 
     model: nn.Module
@@ -47,7 +51,14 @@ class LocalRound:
     received: dict[str, Tensor]
     proximal_mu: float
     report: Callable[[float], None]
+    checkpoints: Checkpoints | None = None
     waited_s: float = field(default=0.0)
+    num_recovered: int = field(default=0)
+
+    @property
+    def module(self) -> nn.Module:
+        """The model itself."""
+        return self.model.module if isinstance(self.model, nn.parallel.DistributedDataParallel) else self.model
 
     @property
     def trainable(self) -> list[nn.Parameter]:
@@ -60,8 +71,10 @@ def train_batches(task: Task[Any], work: LocalRound) -> MetricSums:
     optimizer = make_optimizer(work.training, work.trainable)
     meter = Meter(task)
     anchors = proximal_anchors(work)
+    num_done = recover(work, optimizer, meter)
     work.model.train()
-    for share, batch in global_batches(len(work.examples), work.training, work.seed):
+    batches = enumerate(global_batches(len(work.examples), work.training, work.seed), start=1)
+    for step, (share, batch) in islice(batches, num_done, None):
         inputs, targets, weights, num_real = my_slice(work, batch)
         optimizer.zero_grad()
         outputs, losses = task.loss(work.model, inputs, targets)
@@ -74,8 +87,25 @@ def train_batches(task: Task[Any], work: LocalRound) -> MetricSums:
             nn.utils.clip_grad_norm_(work.trainable, work.training.gradient_clip)
         optimizer.step()
         meter.add(outputs[:num_real], targets[:num_real], losses[:num_real])
+        keep(work, step, optimizer, meter)
         work.report(share)
     return meter.total()
+
+
+def recover(work: LocalRound, optimizer: torch.optim.Optimizer, meter: Meter) -> int:
+    """The number of steps that were done before a kill; everything is as it was after them."""
+    num_done = work.checkpoints.newest() if work.checkpoints else 0
+    if work.checkpoints and num_done:
+        put_state(work, optimizer, meter, work.checkpoints.load())
+        work.num_recovered = meter.total().num_examples
+    return num_done
+
+
+def keep(work: LocalRound, step: int, optimizer: torch.optim.Optimizer, meter: Meter) -> None:
+    """Leaves a checkpoint, if one is due after this step."""
+    every = work.training.local_checkpoint_steps
+    if work.checkpoints and every and step % every == 0:
+        work.checkpoints.save(step, take_state(work, optimizer, meter))
 
 
 def global_batches(num_examples: int, training: TrainingSection, seed: int) -> Iterator[tuple[float, Indices]]:
@@ -114,8 +144,7 @@ def proximal_anchors(work: LocalRound) -> list[tuple[nn.Parameter, Tensor]]:
     """The shared parameters that learn, each with its received value; none without FedProx."""
     if not work.proximal_mu:
         return []
-    module = work.model.module if isinstance(work.model, nn.parallel.DistributedDataParallel) else work.model
-    learning = ((name, p) for name, p in module.named_parameters() if p.requires_grad)
+    learning = ((name, p) for name, p in work.module.named_parameters() if p.requires_grad)
     return [(p, work.received[name].to(p)) for name, p in learning if name in work.received]
 
 
@@ -181,7 +210,12 @@ class Meter:
     def total(self) -> MetricSums:
         """The sum over all batches. Refused with UPDATE_NOT_FINITE if a loss is not finite: training has diverged."""
         self._flush()
-        return add_sums(self._parts)
+        self._parts = [add_sums(self._parts)]
+        return self._parts[0]
+
+    def begin_with(self, sums: MetricSums) -> None:
+        """Takes over what was added up before."""
+        self._parts = [sums]
 
     def _flush(self) -> None:
         if self._pending:

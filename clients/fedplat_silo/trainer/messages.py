@@ -55,7 +55,8 @@ class Progress(Line):
 
 
 class Done(Line):
-    """A rank's part of the result. `busy_s`: CPU time in training; on a GPU, time not spent waiting for data."""
+    """A rank's part of the result. `busy_s`: CPU time in training; on a GPU, time not spent waiting for data.
+    `num_recovered`: of the examples, those that were trained on before a kill, so not in the times."""
 
     kind: Literal["done"] = "done"
     trained: MetricSums | None = None
@@ -63,6 +64,7 @@ class Done(Line):
     training_s: float = 0.0
     evaluating_s: float = 0.0
     busy_s: float = 0.0
+    num_recovered: int = 0
 
 
 class Failed(Line):

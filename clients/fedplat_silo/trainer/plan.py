@@ -9,12 +9,15 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from fedplat.spec.model import RunSpec
 
+CHECKPOINT = "checkpoint"
+
 
 class TrainingPlan(BaseModel):
     """One run's training in one silo.
 
     `gpus`: one worker a GPU, talking by NCCL; empty: `num_workers` on the CPU, by gloo. `threads` are per worker:
-    another number of them gives other bits. `run_dir` (0700) holds the local parameters.
+    another number of them gives other bits. `run_dir` (0700), the run's folder, holds the local parameters and, in
+    `checkpoint_dir`, how far the round under way is.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -26,6 +29,11 @@ class TrainingPlan(BaseModel):
     num_workers: Annotated[int, Field(ge=1, le=4096)] = 1
     gpus: tuple[Annotated[int, Field(ge=0)], ...] = ()
     threads: Annotated[int, Field(ge=1, le=4096)] = 1
+
+    @property
+    def checkpoint_dir(self) -> Path:
+        """There while a round with `local_checkpoint_steps` is under way."""
+        return self.run_dir / CHECKPOINT
 
     @property
     def num_ranks(self) -> int:

@@ -23,6 +23,7 @@ from fedplat_silo.data.errors import Refused
 from fedplat_silo.data.source import DataSource
 from fedplat_silo.tasks import registry
 from fedplat_silo.tasks.base import Task
+from fedplat_silo.trainer.checkpoint import Checkpoints, Key
 from fedplat_silo.trainer.ddp import Place, copy_from_first, wrap
 from fedplat_silo.trainer.local import LocalStore
 from fedplat_silo.trainer.loop import LocalRound, evaluate
@@ -71,13 +72,17 @@ class Session:
         return Done()
 
     def train(self, command: Command, weights: Vector, out: Vector) -> Done:
-        """Measures the received weights if asked, trains, and writes the update; Refused if it is not finite."""
+        """Measures the received weights if asked, trains, and writes the update.
+
+        Refused if it is not finite, or larger than the spec allows.
+        """
         received = {name: torch.from_numpy(view) for name, view in self.layout.split(weights).items()}
         self._restore(received, before=command.round)
         begin = time.perf_counter()
         evaluated = self._evaluate() if command.evaluate else None
         middle, busy = time.perf_counter(), time.process_time()
-        trained, waited_s = self._train_round(command, received)
+        work = self._local_round(command, received, self._checkpoints(command, weights))
+        trained = self.task.train_round(work)
         busy_s, end = time.process_time() - busy, time.perf_counter()
         self._write_update(received, out)
         self._keep_local(command.round)
@@ -86,7 +91,8 @@ class Session:
             evaluated=evaluated,
             training_s=end - middle,
             evaluating_s=middle - begin,
-            busy_s=busy_s if self.place.device.type == "cpu" else end - middle - waited_s,
+            busy_s=busy_s if self.place.device.type == "cpu" else end - middle - work.waited_s,
+            num_recovered=work.num_recovered,
         )
 
     def evaluate(self, command: Command, weights: Vector) -> Done:
@@ -127,11 +133,30 @@ class Session:
             lambda share: self._report(Phase.EVALUATING, share),
         )
 
-    def _train_round(self, command: Command, received: dict[str, Tensor]) -> tuple[MetricSums, float]:
+    def _checkpoints(self, command: Command, weights: Vector) -> Checkpoints | None:
+        """Where the round can go on after a kill, if the spec wants that."""
+        plan = self.plan
+        if plan.spec.training.local_checkpoint_steps is None:
+            return None
+        key = Key(
+            run=plan.run_dir.name,
+            round=command.round,
+            spec_hash=plan.spec.hash,
+            weights=hashlib.sha256(weights.data).hexdigest(),
+            num_examples=len(self.data.train),
+            num_ranks=self.place.num_ranks,
+            device=self.place.device.type,
+            software=(str(torch.__version__), registry.identity(plan.spec.task.name).sha256),
+        )
+        return Checkpoints(plan.checkpoint_dir, key, self.place)
+
+    def _local_round(
+        self, command: Command, received: dict[str, Tensor], checkpoints: Checkpoints | None
+    ) -> LocalRound:
         spec, silo = self.plan.spec, self.plan.silo
         self._report(Phase.TRAINING, 0.0)
         torch.manual_seed(derive_seed(spec.seed, silo, command.round, Purpose.TRAINING) + self.place.rank)
-        work = LocalRound(
+        return LocalRound(
             model=self._model,
             examples=self.data.train,
             training=spec.training,
@@ -140,8 +165,8 @@ class Session:
             received=received,
             proximal_mu=command.proximal_mu,
             report=lambda share: self._report(Phase.TRAINING, share),
+            checkpoints=checkpoints,
         )
-        return self.task.train_round(work), work.waited_s
 
     @torch.no_grad()
     def _write_update(self, received: dict[str, Tensor], out: Vector) -> None:
@@ -155,6 +180,15 @@ class Session:
             # one pass and no temporary, unlike isfinite().all(): NaN and infinity show in the extremes
             if update.numel() and not torch.stack(update.aminmax()).isfinite().all():
                 raise Refused(Reason.of(Code.UPDATE_NOT_FINITE), f"the update of {name!r} is not finite")
+        self._check_norm(out)
+
+    def _check_norm(self, update: Vector) -> None:
+        limit = self.plan.spec.training.max_update_norm
+        if limit is None:
+            return
+        norm = float(torch.linalg.vector_norm(torch.from_numpy(update), dtype=torch.float64))
+        if norm > limit:
+            raise Refused(Reason.of(Code.UPDATE_TOO_LARGE), f"the update's norm is {norm:g}, the limit {limit:g}")
 
     def _keep_local(self, round_number: int) -> None:
         if self._first_local and self.place.rank == 0:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import os
 import sys
 import threading
@@ -15,6 +16,7 @@ import torch
 from fedplat.params import Vector
 from fedplat.reasons import Code, Reason
 from fedplat.wire.http import Phase
+from fedplat_silo.console import PACKAGE
 from fedplat_silo.data.errors import Refused
 from fedplat_silo.trainer.channel import Channel
 from fedplat_silo.trainer.ddp import Place, meet
@@ -111,6 +113,8 @@ def run(socket: str, rank: int, generation: int) -> None:
     """A worker's whole life."""
     channel = Channel.connect(Path(socket))
     die_with_peer(channel.socket)
+    logging.basicConfig(format=f"rank {rank}: %(message)s")  # to standard error, which is the silo's log
+    logging.getLogger(PACKAGE).setLevel(logging.INFO)
     channel.send(Hello(rank=rank, generation=generation))
     Worker(channel, rank, Path(f"{socket}.store-{generation}")).serve()
 

@@ -45,8 +45,14 @@ def admin_app(admin: Administration) -> Starlette:
         return JSONResponse(await run_in_threadpool(admin.submit, _parse(head), init if found else None))
 
     async def weights(request: Request) -> Response:
-        path = await run_in_threadpool(admin.weights, request.path_params["prefix"])
+        number = request.query_params.get("round")
+        path = await run_in_threadpool(admin.weights, request.path_params["prefix"], int(number) if number else None)
         return FileResponse(path, media_type="application/octet-stream")
+
+    async def resume(request: Request) -> Response:
+        number = (await _json(request)).get("from_round")
+        from_round = int(str(number)) if number is not None else None
+        return JSONResponse(await run_in_threadpool(admin.resume, request.path_params["prefix"], from_round))
 
     async def events(request: Request) -> Response:
         query = request.query_params
@@ -64,6 +70,10 @@ def admin_app(admin: Administration) -> Starlette:
         Route("/runs/{prefix}", answer(admin.run)),
         Route("/runs/{prefix}/snapshot", answer(admin.snapshot)),
         Route("/runs/{prefix}/stop", answer(admin.stop), methods=["POST"]),
+        Route("/runs/{prefix}/pause", answer(admin.pause), methods=["POST"]),
+        Route("/runs/{prefix}/continue", answer(admin.go_on), methods=["POST"]),
+        Route("/runs/{prefix}/resume", resume, methods=["POST"]),
+        Route("/runs/{prefix}/checkpoints", answer(admin.checkpoints)),
         Route("/runs/{prefix}/weights", weights),
         Route("/events", events),
     ]

@@ -9,6 +9,11 @@ the tables.
 
 from __future__ import annotations
 
+import threading
+import time
+from contextlib import suppress
+
+from fedplat.errors import StoreUnavailableError
 from fedplat_server.store.events import Events
 from fedplat_server.store.migrations import migrate
 from fedplat_server.store.records import (
@@ -46,6 +51,9 @@ __all__ = [
     "open_store",
 ]
 
+MIN_PAUSE_S = 0.2
+MAX_PAUSE_S = 10.0
+
 
 class Store:
     """The repositories of one database, one a noun. Thread-safe."""
@@ -60,6 +68,21 @@ class Store:
     def __repr__(self) -> str:
         return f"Store({self._database.name})"
 
+    def wait_until_back(self, stop: threading.Event, limit_s: float) -> bool:
+        """After a StoreUnavailableError: wait until the database can be written again.
+
+        False when `stop` is set, or after `limit_s` (at most 15 s late).
+        """
+        deadline, pause_s = time.monotonic() + limit_s, MIN_PAUSE_S
+        while not stop.wait(max(0.0, min(pause_s, deadline - time.monotonic()))):
+            with suppress(StoreUnavailableError):
+                self._database.check_usable()
+                return True
+            if time.monotonic() >= deadline:
+                return False
+            pause_s = min(2 * pause_s, MAX_PAUSE_S)
+        return False
+
     def close(self) -> None:
         """Close every connection."""
         self._database.close()
@@ -69,7 +92,8 @@ def open_store(url: str) -> Store:
     """Open the database behind `url`, creating or migrating its tables.
 
     `sqlite:///PATH` or `postgresql://USER:PASSWORD@HOST/DATABASE`. Safe to call from several processes at once.
-    Raises StoreError where the database cannot be used, or is another program's or a newer version's.
+    Raises StoreUnavailableError where the database is away, StoreError where it cannot be used, or is another program's
+    or a newer version's.
     """
     database = Database(url)
     try:

@@ -9,7 +9,7 @@ from sqlalchemy import Connection, Select, func, insert, select, update
 
 from fedplat.errors import ConflictError, NotFoundError
 from fedplat.names import check_run_id
-from fedplat_server.store.columns import utc_now
+from fedplat_server.store.columns import finite, utc_now
 from fedplat_server.store.events import append_event
 from fedplat_server.store.records import Run, RunSilo
 from fedplat_server.store.rows import every, first, one, upsert
@@ -36,9 +36,13 @@ class Runs:
         spec_hash: str,
         rounds_planned: int,
         parent_id: str | None = None,
+        rounds_committed: int = 0,
         actor: str = "server",
     ) -> Run:
-        """A new run, recruiting. The same id and spec again returns it; another spec is a ConflictError."""
+        """A new run, recruiting. The same id and spec again returns it; another spec is a ConflictError.
+
+        `rounds_committed`: the rounds that a child run has from its parent.
+        """
         check_run_id(run_id)
         with self._database.write() as connection:
             run = first(connection, Run, select(runs).where(runs.c.id == run_id))
@@ -57,7 +61,7 @@ class Runs:
                     state=RunState.RECRUITING,
                     parent_id=parent_id,
                     rounds_planned=rounds_planned,
-                    rounds_committed=0,
+                    rounds_committed=rounds_committed,
                     created_at=utc_now(),
                 )
             )
@@ -124,11 +128,16 @@ class Runs:
         """Fix the layout and the initial weights, before the first round is committed."""
         with self._database.write() as connection:
             run = get_run(connection, run_id)
-            if run.rounds_committed:
+            if run.layout is not None and run.rounds_committed:
                 raise ConflictError(f"run {run_id} is past its first round, so its initial weights are fixed")
             values = {"layout": layout, "weights_path": weights_path, "weights_sha256": weights_sha256}
             connection.execute(update(runs).where(runs.c.id == run_id).values(**values))
             return get_run(connection, run_id)
+
+    def move_weights(self, *, run_id: str, weights_path: str) -> None:
+        """The file with the run's weights lies elsewhere now."""
+        with self._database.write() as connection:
+            connection.execute(update(runs).where(runs.c.id == run_id).values(weights_path=weights_path))
 
     def set_flower_run(self, *, run_id: str, flower_run_id: int) -> None:
         """Note under which id Flower's link state knows the run."""
@@ -147,17 +156,22 @@ class Runs:
         num_examples: int | None = None,
         info: Mapping[str, object] | None = None,
     ) -> RunSilo:
-        """Set a silo's state in a run, with its reason. `num_examples` and `info` stay unless given."""
+        """Set a silo's state in a run, with its reason; the same again is no change.
+
+        `num_examples` and `info` stay unless given.
+        """
         with self._database.write() as connection:
             get_run(connection, run_id)
             old = first(connection, RunSilo, _one_silo(run_id, silo_name))
             now = utc_now()
-            values: dict[str, object] = {"state": state, "reason_code": reason_code, "reason": reason}
+            values: dict[str, object] = {"state": state, "reason_code": reason_code, "reason": finite(reason)}
+            given = {"num_examples": num_examples, "info": finite(info)}
+            values |= {name: value for name, value in given.items() if value is not None}
+            if old is not None and all(getattr(old, name) == value for name, value in values.items()):
+                return old
             values["updated_at"] = now
             if state is RunSiloState.ACCEPTED and (old is None or old.joined_at is None):
                 values["joined_at"] = now
-            given = {"num_examples": num_examples, "info": info}
-            values |= {name: value for name, value in given.items() if value is not None}
             key = {"run_id": run_id, "silo_name": silo_name}
             upsert(connection, run_silos, key, values, defaults={"info": {}})
             if old is None or (old.state, old.reason_code) != (state, reason_code):

@@ -2,27 +2,46 @@
 
 There is one writer at a time on both databases (SQLite: BEGIN IMMEDIATE, PostgreSQL: one advisory lock), so
 inside `write` nothing that was read can change before the commit, and no code needs to lock rows or to retry.
+
+A database that is away for a while is a StoreUnavailableError within some 10 s, whatever it is that is broken. The
+answer to a commit may be what was lost, so whoever asks again must not mind that it was done.
 """
 
 from __future__ import annotations
 
 import os
+import sqlite3
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
+from pathlib import Path
 
 from sqlalchemy import Connection, Engine, create_engine, event, text
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.engine.interfaces import DBAPIConnection
-from sqlalchemy.exc import ArgumentError, DBAPIError, IntegrityError
+from sqlalchemy.exc import ArgumentError, DBAPIError, IntegrityError, InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.pool import ConnectionPoolEntry
 
-from fedplat.errors import ConflictError, StoreError
+from fedplat.errors import ConflictError, StoreError, StoreUnavailableError
 
-LOCK_TIMEOUT_S = 30
-CONNECT_TIMEOUT_S = 10
+LOCK_TIMEOUT_S = 10
+# Twice this is the most that one call waits: for the old connection to be given up, then for a new one.
+CONNECT_TIMEOUT_S = 5
 _WRITER_LOCK = 0x666564706C6174  # "fedplat": PostgreSQL's advisory locks are named by a number
 _PG_LOCK = text("SELECT set_config('lock_timeout', :timeout, true), pg_advisory_xact_lock(:lock)")
+# A no-op that reaches the disk: a database that can only be read is not back.
+_PROBE = text("UPDATE alembic_version SET version_num = version_num")
+_ROOM_BYTES = 1 << 20
+_SQLITE_AWAY = frozenset(
+    {
+        sqlite3.SQLITE_BUSY,
+        sqlite3.SQLITE_LOCKED,
+        sqlite3.SQLITE_PROTOCOL,
+        sqlite3.SQLITE_IOERR,
+        sqlite3.SQLITE_FULL,
+        sqlite3.SQLITE_CANTOPEN,
+    }
+)
 _URL_HINT = "Use sqlite:///PATH/fedplat.db or postgresql://USER:PASSWORD@HOST/DATABASE."
 
 
@@ -34,6 +53,7 @@ class Database:
         parsed = _parse(url)
         self.name = _name(parsed)
         self._password = parsed.password
+        self._file = parsed.database if parsed.get_backend_name() == "sqlite" else None
         with self._errors():
             self.engine = _sqlite(parsed) if parsed.get_backend_name() == "sqlite" else _postgresql(parsed)
 
@@ -41,6 +61,20 @@ class Database:
     def read(self) -> Iterator[Connection]:
         """A read-only look, in one transaction that is rolled back."""
         with self._errors(), self.engine.connect() as connection:
+            yield connection
+
+    @contextmanager
+    def frozen(self) -> Iterator[Connection]:
+        """A read-only look that sees one moment from its first query on, whatever is written meanwhile."""
+        with self._errors(), self.engine.connect() as connection:
+            if self._file is None:
+                connection.execution_options(isolation_level="REPEATABLE READ", postgresql_readonly=True)
+            yield connection
+
+    @contextmanager
+    def unmanaged(self) -> Iterator[sqlite3.Connection]:
+        """The driver's own connection to an SQLite file."""
+        with self._errors(), closing(sqlite3.connect(str(self._file))) as connection:
             yield connection
 
     @contextmanager
@@ -52,6 +86,14 @@ class Database:
                 connection.execute(_PG_LOCK, {"timeout": f"{LOCK_TIMEOUT_S}s", "lock": _WRITER_LOCK})
             yield connection
 
+    def check_usable(self) -> None:
+        """Write something that changes nothing. Raises StoreUnavailableError, StoreError."""
+        with self.write() as connection:
+            connection.execute(_PROBE)
+        # The probe fits into a log that has grown already; the next real write might not.
+        if self._file is not None and _free_bytes(self._file) < _ROOM_BYTES:
+            raise StoreUnavailableError(f"the disk of the database {self.name} is full")
+
     def close(self) -> None:
         """Close every pooled connection."""
         self.engine.dispose()
@@ -62,16 +104,32 @@ class Database:
             yield
         except IntegrityError as error:
             raise ConflictError(f"the database {self.name} refused a row: {self._say(error)}") from error
-        except (DBAPIError, PoolTimeoutError, OSError, ImportError) as error:
-            raise StoreError(
+        except (DBAPIError, sqlite3.Error, PoolTimeoutError, OSError, ImportError) as error:
+            kind = StoreUnavailableError if _is_away(error) else StoreError
+            raise kind(
                 f"the database {self.name} cannot be used: {self._say(error)}",
-                hint="Check that it is running and reachable, and that this user may write to it; then try again.",
+                hint="Check that it is running and reachable, that its disk has room, and that this user may write to "
+                "it; then try again.",
             ) from error
 
     def _say(self, error: Exception) -> str:
         # The first line only: PostgreSQL's further ones quote the row.
         words = str(getattr(error, "orig", None) or error).strip().partition("\n")[0]
         return words.replace(self._password, "***") if self._password else words
+
+
+def _is_away(error: Exception) -> bool:
+    if isinstance(error, PoolTimeoutError):
+        return True
+    cause = getattr(error, "orig", error)
+    if isinstance(cause, sqlite3.Error):  # also a missing table is an OperationalError
+        return getattr(cause, "sqlite_errorcode", 0) & 0xFF in _SQLITE_AWAY
+    return isinstance(error, OperationalError | InterfaceError)
+
+
+def _free_bytes(path: str) -> int:
+    found = os.statvfs(Path(path).parent)
+    return found.f_bavail * found.f_frsize
 
 
 def _parse(url: str) -> URL:
@@ -100,6 +158,7 @@ def _sqlite(url: URL) -> Engine:
     engine = create_engine(
         url.set(drivername="sqlite+pysqlite"),
         hide_parameters=True,
+        pool_timeout=CONNECT_TIMEOUT_S,
         connect_args={"timeout": LOCK_TIMEOUT_S, "isolation_level": None},
     )
     event.listen(engine, "connect", _sqlite_connected)
@@ -126,7 +185,15 @@ def _postgresql(url: URL) -> Engine:
         url.set(drivername="postgresql+psycopg"),
         hide_parameters=True,
         pool_pre_ping=True,
+        pool_timeout=CONNECT_TIMEOUT_S,
         # A snapshot older than the writer lock would show what the last writer has replaced.
         isolation_level="READ COMMITTED",
-        connect_args={"connect_timeout": CONNECT_TIMEOUT_S},
+        connect_args={
+            "connect_timeout": CONNECT_TIMEOUT_S,
+            # A server whose cable is cut says nothing more: the kernel gives its connections up after this.
+            "tcp_user_timeout": CONNECT_TIMEOUT_S * 1000,
+            "keepalives_idle": CONNECT_TIMEOUT_S,
+            "keepalives_interval": 1,
+            "keepalives_count": 2,
+        },
     )

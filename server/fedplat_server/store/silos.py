@@ -16,6 +16,8 @@ from fedplat_server.store.rows import every, first, one, upsert
 from fedplat_server.store.session import Database
 from fedplat_server.store.tables import InviteKind, SiloState, invites, silos
 
+_IS_OPEN = (invites.c.used_at.is_(None), invites.c.cancelled_at.is_(None))
+
 
 class Silos:
     """The silos of the federation."""
@@ -103,6 +105,11 @@ class Silos:
         with self._database.read() as connection:
             return every(connection, Invite, query)
 
+    def cancel_invites(self) -> int:
+        """Cancel every open invite; says how many."""
+        with self._database.write() as connection:
+            return connection.execute(update(invites).where(*_IS_OPEN).values(cancelled_at=utc_now())).rowcount
+
     def revoke(self, name: str, *, actor: str = "server") -> Silo:
         """Accept this silo's key no more, and cancel its open invites. Again is no change."""
         with self._database.write() as connection:
@@ -141,8 +148,7 @@ def _newcomer(node_id: int, now: datetime) -> dict[str, object]:
 
 
 def _cancel_invites(connection: Connection, name: str, now: datetime) -> None:
-    is_open = (invites.c.used_at.is_(None), invites.c.cancelled_at.is_(None))
-    connection.execute(update(invites).where(invites.c.silo_name == name, *is_open).values(cancelled_at=now))
+    connection.execute(update(invites).where(invites.c.silo_name == name, *_IS_OPEN).values(cancelled_at=now))
 
 
 def _check_invitable(silo: Silo | None, name: str, kind: InviteKind) -> None:

@@ -25,7 +25,7 @@ count = 3
 [training]
 epochs = 1
 """
-PINNED_HASH = "76b360c10bc6f28f9156ce27379a7db81894e8b1b4dab9ae60639535e2bbc1cb"
+PINNED_HASH = "b4da783df67b0b743e264ee7657d4b85a0c4972a045f0e140a8758ffdc7e3cb1"
 
 
 def problem(text: str) -> str:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from fedplat_server.store import Store, open_store
 from tests.support.postgres import PrivatePostgres, private_postgres
+from tests.support.silos import enrol_silos
 
 
 @pytest.fixture(scope="session")
@@ -42,22 +43,7 @@ def store(database_url: str) -> Iterator[Store]:
 @pytest.fixture
 def enrol(store: Store) -> Callable[..., None]:
     """Enrols silos by name, as an invite and its use would."""
-
-    def enrol(*names: str) -> None:
-        now = datetime.now(UTC)
-        for name in names:
-            secret_hash = f"secret of {name}".ljust(64, "0")
-            store.silos.invite(name=name, secret_hash=secret_hash, expires_at=now + timedelta(hours=24))
-            store.silos.redeem(
-                name=name,
-                secret_hash=secret_hash,
-                now=now,
-                public_key_pem=f"key of {name}",
-                fingerprint=f"print of {name}".ljust(64, "0"),
-                node_id=2**64 - 1 - sum(map(ord, name)),
-            )
-
-    return enrol
+    return partial(enrol_silos, store)
 
 
 @pytest.fixture

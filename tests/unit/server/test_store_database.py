@@ -117,7 +117,7 @@ def test_the_sqlite_file_is_private_and_durable(tmp_path: Path) -> None:
     with database.read() as connection:
         pragmas = ("journal_mode", "synchronous", "foreign_keys", "busy_timeout")
         found = [connection.exec_driver_sql(f"PRAGMA {pragma}").scalar() for pragma in pragmas]
-    assert found == ["wal", 2, 1, 30_000]
+    assert found == ["wal", 2, 1, 10_000]
     database.close()
     store.close()
 

@@ -181,6 +181,7 @@ def test_rounds_come_in_order(store: Store) -> None:
         open_round(store, 2, step=1)
     whole_round(store, 2)
     assert [(found.number, found.step) for found in store.rounds.list(RUN)] == [(1, 1), (2, 2)]
+    store.runs.set_layout(run_id=RUN, layout={}, weights_path="x", weights_sha256="0" * 64)
     with pytest.raises(ConflictError, match="past its first round"):
         store.runs.set_layout(run_id=RUN, layout={}, weights_path="x", weights_sha256="0" * 64)
     store.runs.set_state(run_id=RUN, state=RunState.FAILED)

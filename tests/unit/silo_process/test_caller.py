@@ -12,7 +12,7 @@ import pytest
 
 from fedplat.errors import ConflictError, FedplatError, IdentityError, WireError
 from fedplat.identity import new_key
-from fedplat_silo import backoff
+from fedplat_silo import backoff, caller
 from fedplat_silo.backoff import Backoff
 from fedplat_silo.caller import Caller, Presence
 from fedplat_silo.transport import CertificateError, Clock, Server, Signer, tls_for
@@ -140,14 +140,52 @@ def test_a_server_that_is_away_and_back_is_said_once_each(server: TlsServer, cap
 )
 @pytest.mark.parametrize("num_good", [0, 2])
 def test_what_a_person_has_to_mend_ends_it_at_any_time(
-    server: TlsServer, status: int, word: str, kind: type[FedplatError], num_good: int
+    server: TlsServer,
+    status: int,
+    word: str,
+    kind: type[FedplatError],
+    num_good: int,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(caller, "CONFLICT_S", 0.0)
     problem: Answer = (status, {"error": word, "message": "no more", "hint": "call them"})
     server.routes[WAKE] = script(*[reply(True)] * num_good, problem, problem)
     with Phone(server) as phone:
         phone.thread.join(8)
         assert isinstance(phone.error, kind)
         assert (phone.error.message, phone.num_pulls) == ("no more", num_good)
+
+
+CONFLICT: Answer = (409, {"error": "conflict", "message": "another process is connected", "hint": "stop it"})
+
+
+def test_a_server_that_holds_the_dead_process_for_alive_is_waited_for(
+    server: TlsServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "fedplat_silo")
+    server.routes[WAKE] = script(CONFLICT, CONFLICT, CONFLICT, reply(True), CONFLICT)
+    with Phone(server) as phone:
+        phone.thread.join(8)
+        assert phone.num_pulls == 1
+        assert isinstance(phone.error, ConflictError), "later on it is another process for sure"
+    assert [r.getMessage() for r in caplog.records] == [
+        f"the server at {server.address} answers",
+        "another process is connected; if it is dead, the server will know within 75 s",
+    ]
+
+
+def test_a_conflict_that_stays_ends_it_with_the_servers_words(
+    server: TlsServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(caller, "CONFLICT_S", 0.3)
+    server.routes[WAKE] = lambda *_: CONFLICT
+    begun_s = time.monotonic()
+    with Phone(server) as phone:
+        phone.thread.join(8)
+        assert isinstance(phone.error, ConflictError)
+        assert (phone.error.message, phone.error.hint) == ("another process is connected", "stop it")
+    assert time.monotonic() - begun_s >= 0.3
+    assert server.seen.count(WAKE) > 2
 
 
 def test_nonsense_ends_it_at_first_and_is_borne_later(server: TlsServer) -> None:

@@ -11,6 +11,7 @@ import pytest
 from flwr.app import Message, Metadata
 from flwr.app.message.message import make_message
 
+from fedplat import durable
 from fedplat.errors import ConflictError, ConnectionLostError
 from fedplat.home import SiloHome
 from fedplat.reasons import Code
@@ -192,3 +193,19 @@ def test_a_message_that_makes_no_sense_is_answered_and_does_no_harm(desk: Desk) 
     desk.inbox.pull()
     until(lambda: len(desk.fleet.replies) == joined_before + 1)
     assert desk.failures == []
+
+
+def test_a_disk_that_is_full_when_a_run_ends_does_not_end_the_silo(
+    desk: Desk, home: SiloHome, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Full(durable.Filesystem):
+        def write(self, fd: int, data: memoryview) -> int:
+            raise OSError(28, "No space left on device")
+
+    joined(desk)
+    with monkeypatch.context() as patch:
+        patch.setattr(durable, "filesystem", Full())
+        desk.inbox.end("r-1")
+        until(lambda: "could not be tidied away" in caplog.text)
+    until(lambda: desk.runs.names == ())
+    assert Runs(Site(home, desk.cast.make, lambda _progress: None)).names == ("r-1",), "the next start asks about it"

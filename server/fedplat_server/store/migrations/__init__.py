@@ -23,12 +23,28 @@ def migrate(connection: Connection, database: str, target: str = "head") -> None
     A blank database gets every table. One of a newer fedplat, or with tables of another program, raises
     StoreError and stays as it is. `database` is its name for people.
     """
-    config = Config()
-    config.set_main_option("script_location", str(Path(__file__).parent).replace("%", "%%"))
+    config = _config()
     config.attributes["connection"] = connection
     _refuse_strangers(connection, database, ScriptDirectory.from_config(config))
     with _one_at_a_time:
         command.upgrade(config, target)
+
+
+def check_version(connection: Connection, database: str) -> None:
+    """Raises StoreError unless the tables are this version's."""
+    script = ScriptDirectory.from_config(_config())
+    _refuse_strangers(connection, database, script)
+    if MigrationContext.configure(connection).get_current_revision() != script.get_current_head():
+        raise StoreError(
+            f"the database {database} is empty, or of an older fedplat",
+            hint="Start this version's server once, which brings it up to date; or use the version that wrote it.",
+        )
+
+
+def _config() -> Config:
+    config = Config()
+    config.set_main_option("script_location", str(Path(__file__).parent).replace("%", "%%"))
+    return config
 
 
 def _refuse_strangers(connection: Connection, database: str, script: ScriptDirectory) -> None:

@@ -1,0 +1,229 @@
+"""How a run begins: with its silos' agreement and first weights, or where the last process of the server left it."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from safetensors.numpy import load as load_safetensors
+
+from fedplat.errors import LayoutError
+from fedplat.home import ServerHome
+from fedplat.params import Layout, Vector
+from fedplat.reasons import Reason
+from fedplat.spec import RunSpec
+from fedplat.wire.messages import (
+    JoinReply,
+    JoinRequest,
+    WeightsReply,
+    WeightsRequest,
+    WireParameter,
+    layout_from_wire,
+    layout_to_wire,
+)
+from fedplat_server.checkpoints import Checkpoint, CheckpointError, Checkpoints
+from fedplat_server.exchange import Answer, Inquiry
+from fedplat_server.recruiting import Agreement, Recruiting, RunFailed, agree, first_weights
+from fedplat_server.registry import Member, Registry
+from fedplat_server.rounds import RunContext, told
+from fedplat_server.staging import Staging
+from fedplat_server.store import Run, RunSiloState, Store
+from fedplat_server.strategies import make_strategy
+from fedplat_server.superlink import Link
+
+Waiting = Callable[[Sequence[str], int, int], None]
+
+
+@dataclass(frozen=True)
+class Start:
+    """From where the rounds go on: the weights after `committed` rounds, and who takes part."""
+
+    context: RunContext
+    weights: Vector
+    members: tuple[str, ...]
+    committed: int
+
+
+class CheckpointLost(Exception):
+    """The last committed checkpoint is missing or damaged; `good` is the newest that is not."""
+
+    def __init__(self, problem: str, good: Checkpoint | None) -> None:
+        super().__init__(problem)
+        self.problem = problem
+        self.good = good
+
+
+@dataclass(frozen=True)
+class Office:
+    """What the parts of a run's life share: its spec, and the ways to the store and to the silos."""
+
+    run_id: str
+    spec: RunSpec
+    home: ServerHome
+    store: Store
+    link: Link
+    registry: Registry
+    flower_run: int
+    stop: threading.Event
+
+    def inquiry(self, answer: type[Answer]) -> Inquiry[Answer]:
+        """A question to silos of this run."""
+        return Inquiry(self.link, self.flower_run, answer, self.stop)
+
+    def members(self, names: Sequence[str]) -> list[Member]:
+        """Those of `names` that are enrolled."""
+        return [m for m in map(self.registry.member, names) if m is not None]
+
+    def join_request(self, num_silos: int) -> JoinRequest:
+        """Will you take part?"""
+        return JoinRequest(run=self.run_id, spec_hash=self.spec.hash, spec=self.spec.canonical(), num_silos=num_silos)
+
+    def note_join(self, silo: str, reply: JoinReply, refused: Reason | None) -> None:
+        """Write a silo's answer down."""
+        if refused is not None:
+            self.note_refusal(silo, refused)
+            return
+        info = {
+            "capabilities": reply.capabilities.model_dump(mode="json") if reply.capabilities else None,
+            "task_version": reply.task_version,
+            "task_hash": reply.task_hash,
+            "frozen_hash": reply.frozen_hash,
+            "warnings": [{"code": w.code, "text": str(w), "hint": w.hint} for w in reply.warnings],
+        }
+        self.store.runs.join(
+            run_id=self.run_id,
+            silo_name=silo,
+            state=RunSiloState.ACCEPTED,
+            num_examples=reply.num_examples,
+            info=info,
+        )
+
+    def note_refusal(self, silo: str, reason: Reason) -> None:
+        """Write down why a silo does not take part."""
+        self.store.runs.join(
+            run_id=self.run_id,
+            silo_name=silo,
+            state=RunSiloState.REFUSED,
+            reason_code=reason.code,
+            reason=told(reason),
+        )
+
+    def context(self, layout: Layout, minimum: int) -> RunContext:
+        """The rounds' surroundings."""
+        return RunContext(
+            self.run_id,
+            self.spec,
+            layout,
+            minimum,
+            self.store,
+            make_strategy(self.spec, layout),
+            Checkpoints(self.home.checkpoints(self.run_id), self.spec.hash),
+            Staging(self.home.staging(self.run_id)),
+        )
+
+
+def begin(office: Office, run: Run, waiting: Waiting) -> Start:
+    """Recruit, agree on a model, and write the first weights down. A run that continues another one's has that one's
+    checkpoint in its folder, and takes weights and strategy state from it."""
+    inherited = _inherited(office, run)
+    minimum, agreement = _recruit(office, inherited, waiting)
+    context = office.context(agreement.layout, minimum)
+    if inherited is not None:
+        context.strategy.restore(inherited.strategy_state)
+        weights = inherited.weights
+    else:
+        weights = _initial_weights(office, agreement)
+    saved = context.checkpoints.save(run.rounds_committed, weights, agreement.layout, context.strategy.state())
+    office.store.runs.set_layout(
+        run_id=office.run_id,
+        layout={
+            "parameters": [p.model_dump(mode="json") for p in layout_to_wire(agreement.layout)],
+            "fingerprint": agreement.layout.fingerprint,
+            "minimum": minimum,
+        },
+        weights_path=str(saved.path),
+        weights_sha256=saved.sha256,
+    )
+    return Start(context, weights, agreement.members, run.rounds_committed)
+
+
+def resume(office: Office, run: Run) -> Start:
+    """Where the rows stop; what no row owns is removed. CheckpointLost if the last committed weights are damaged."""
+    kept: dict[str, object] = dict(run.layout or {})
+    parameters = kept["parameters"]
+    assert isinstance(parameters, list)
+    layout = layout_from_wire(tuple(WireParameter.model_validate(p) for p in parameters))
+    context = office.context(layout, int(str(kept["minimum"])))
+    context.checkpoints.discard_after(run.rounds_committed)
+    try:
+        checkpoint = context.checkpoints.load(run.rounds_committed)
+    except CheckpointError as error:
+        raise CheckpointLost(error.message, context.checkpoints.latest_good()[0]) from error
+    context.strategy.restore(checkpoint.strategy_state)
+    took_part = (RunSiloState.ACCEPTED, RunSiloState.AWAY)
+    members = tuple(s.silo_name for s in office.store.runs.silos(office.run_id) if s.state in took_part)
+    return Start(context, checkpoint.weights, members, run.rounds_committed)
+
+
+def _inherited(office: Office, run: Run) -> Checkpoint | None:
+    if run.parent_id is None:
+        return None
+    return Checkpoints(office.home.checkpoints(office.run_id), office.spec.hash).load(run.rounds_committed)
+
+
+def _recruit(office: Office, inherited: Checkpoint | None, waiting: Waiting) -> tuple[int, Agreement]:
+    names = office.spec.silos.names or [m.name for m in office.registry.members()]
+
+    def waits(missing: Sequence[str], minimum: int) -> None:
+        waiting(missing, len(names) - len(missing), minimum)
+
+    recruiting = Recruiting(office.spec, office.join_request(len(names)), office.registry, office.note_join, waits)
+    with office.inquiry(JoinReply) as inquiry:
+        answers = recruiting.gather(inquiry)
+    pinned = inherited.layout.fingerprint if inherited else _init_fingerprint(office, answers.accepted)
+    agreement = agree(office.spec, answers.accepted, pinned)
+    for silo, reason in agreement.excluded.items():
+        office.note_refusal(silo, reason)
+    minimum = answers.minimum(office.spec)
+    if len(agreement.members) < minimum:
+        said = "; ".join(f"{silo}: {reason}" for silo, reason in agreement.excluded.items())
+        raise RunFailed(f"{len(agreement.members)} of at least {minimum} silos fit together ({said})")
+    return minimum, agreement
+
+
+def _init_path(office: Office) -> Path:
+    return office.home.run(office.run_id) / "init.safetensors"
+
+
+def _init_fingerprint(office: Office, accepted: dict[str, JoinReply]) -> str | None:
+    """The layout that the init file fits, if there is one: that of the first silo whose parameters it has."""
+    path = _init_path(office)
+    if not path.exists():
+        return None
+    arrays = load_safetensors(path.read_bytes())
+    for silo in sorted(accepted):
+        layout = layout_from_wire(accepted[silo].layout)
+        try:
+            layout.join(arrays)
+        except LayoutError:
+            continue
+        return layout.fingerprint
+    raise RunFailed("the initial weights fit the model of no silo; compare names and shapes of the parameters")
+
+
+def _initial_weights(office: Office, agreement: Agreement) -> Vector:
+    path = _init_path(office)
+    if path.exists():
+        weights = agreement.layout.join(load_safetensors(path.read_bytes()))
+    else:
+        question = WeightsRequest(run=office.run_id, spec_hash=office.spec.hash)
+        with office.inquiry(WeightsReply) as inquiry:
+            members = office.members(agreement.members)
+            size, timeout_s = agreement.layout.size, office.spec.rounds.timeout_s
+            weights = first_weights(inquiry, question, members, size, timeout_s)
+    if not np.isfinite(weights).all():
+        raise RunFailed("the initial weights hold values that are not finite")
+    return weights

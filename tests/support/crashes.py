@@ -1,0 +1,90 @@
+"""A file system that dies before any step, as a killed process or as a machine that loses power."""
+
+from __future__ import annotations
+
+import os
+import stat
+from dataclasses import dataclass
+from pathlib import Path
+
+from fedplat import durable
+
+
+class Crash(BaseException):
+    """The process is dead. Not an Exception: nothing may handle it."""
+
+
+@dataclass
+class _Rename:
+    folder: Path
+    source: Path
+    target: Path
+    old: bytes | None
+
+
+class CrashingFilesystem(durable.Filesystem):
+    """Dies before step `at`. With `power_loss`, what was not synced by then is lost: the content of files, and renames
+    and removals in folders."""
+
+    def __init__(self, at: int, *, power_loss: bool) -> None:
+        self.at = at
+        self.power_loss = power_loss
+        self.steps: list[str] = []
+        self._unsynced_files: dict[int, Path] = {}
+        self._unsynced_names: list[_Rename] = []
+
+    def _step(self, name: str) -> None:
+        self.steps.append(name)
+        if len(self.steps) > self.at:
+            self._die()
+
+    def _die(self) -> None:
+        if self.power_loss:
+            for path in self._unsynced_files.values():
+                if path.exists():
+                    os.truncate(path, 0)
+            for change in reversed(self._unsynced_names):
+                self._undo(change)
+        raise Crash
+
+    def _undo(self, change: _Rename) -> None:
+        if change.target != change.source and change.target.exists():
+            os.rename(change.target, change.source)
+        if change.old is not None:
+            change.target.write_bytes(change.old)
+
+    def open(self, path: Path, mode: int) -> int:
+        self._step(f"open {path.name}")
+        fd = super().open(path, mode)
+        self._unsynced_files[fd] = path
+        return fd
+
+    def write(self, fd: int, data: memoryview) -> int:
+        self._step("write")
+        return super().write(fd, data)
+
+    def fsync(self, fd: int) -> None:
+        is_folder = stat.S_ISDIR(os.fstat(fd).st_mode)
+        self._step("fsync folder" if is_folder else "fsync file")
+        super().fsync(fd)
+        if is_folder:
+            folder = Path(os.readlink(f"/proc/self/fd/{fd}"))
+            self._unsynced_names = [c for c in self._unsynced_names if c.folder.resolve() != folder.resolve()]
+        else:
+            self._unsynced_files.pop(fd, None)
+
+    def rename(self, source: Path, target: Path) -> None:
+        self._step(f"rename {target.name}")
+        old = target.read_bytes() if target.exists() else None
+        super().rename(source, target)
+        self._unsynced_names.append(_Rename(target.parent, source, target, old))
+
+    def unlink(self, path: Path) -> None:
+        self._step(f"unlink {path.name}")
+        old = path.read_bytes() if path.exists() else None
+        super().unlink(path)
+        self._unsynced_names.append(_Rename(path.parent, path, path, old))
+
+    def mkdir(self, path: Path, mode: int) -> None:
+        self._step(f"mkdir {path.name}")
+        super().mkdir(path, mode)
