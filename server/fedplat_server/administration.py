@@ -133,7 +133,10 @@ class Administration:
         try:
             checked = RunSpec.model_validate(spec)
         except ValidationError as error:
-            raise SpecError(f"the run spec is not valid: {error.errors(include_url=False)[0]['msg']}") from None
+            problem = error.errors(include_url=False)[0]
+            where = ".".join(map(str, problem["loc"]))
+            hint = "The command has accepted it: is the running server of another version? Start it anew."
+            raise SpecError(f"the run spec is not valid: {where}: {problem['msg']}", hint=hint) from None
         if init is not None and checked.model.init != f"sha256:{hashlib.sha256(init).hexdigest()}":
             raise IdentityError("the initial weights are not those that the spec names")
         return run_line(self.coordinator.submit(checked, init))
