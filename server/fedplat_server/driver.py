@@ -31,6 +31,7 @@ from fedplat_server.transitions import RoundState, RunState
 
 _log = logging.getLogger(__name__)
 DATABASE_PATIENCE_S = 600.0
+LAST_WORD_PATIENCE_S = 20.0
 
 
 @dataclass(frozen=True)
@@ -135,8 +136,15 @@ class RunDriver:
         self._store.rounds.abandon(run_id=self.run_id, number=number, detail={"why": why})
 
     def _end(self, state: RunState, reason: str, code: str) -> None:
-        try:
+        def write() -> None:
             self._store.runs.set_state(run_id=self.run_id, state=state, reason=reason, reason_code=code)
+
+        try:
+            try:
+                write()
+            except StoreUnavailableError:
+                self._store.wait_until_back(threading.Event(), LAST_WORD_PATIENCE_S)
+                write()
         except FedplatError as error:
             _log.error("run %s should be %s (%s), but: %s", self.run_id, state, reason, error)
 
