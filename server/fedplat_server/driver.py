@@ -27,7 +27,7 @@ from fedplat_server.rounds import RoundLost, RoundTask, closing_evaluation, run_
 from fedplat_server.stopping import StopReason, find_reason, is_better
 from fedplat_server.store import Split, Store
 from fedplat_server.superlink import Link
-from fedplat_server.transitions import RoundState, RunState
+from fedplat_server.transitions import RoundState, RunState, SiloRoundState
 
 _log = logging.getLogger(__name__)
 DATABASE_PATIENCE_S = 600.0
@@ -200,11 +200,14 @@ class RunDriver:
         return weights, None
 
     def _open_task(self, number: int, weights: Vector) -> RoundTask | None:
-        """The step of this round that the last process had begun, to be finished with the same roster."""
+        """The step of this round that was begun and interrupted, to be finished with the same roster, less the silos
+        that have failed in it already: their round is lost, and they are not asked twice."""
         rows = [row for row in self._store.rounds.list(self.run_id) if row.number == number]
         if not rows or rows[0].state not in (RoundState.TRAINING, RoundState.AGGREGATING):
             return None
-        roster = tuple(part.silo_name for part in self._store.rounds.silo_rounds(self.run_id, number))
+        out = (SiloRoundState.FAILED, SiloRoundState.MISSED)
+        parts = self._store.rounds.silo_rounds(self.run_id, number)
+        roster = tuple(part.silo_name for part in parts if part.state not in out)
         return RoundTask(number, rows[0].step, weights, roster)
 
     def _next_step(self) -> int:

@@ -19,6 +19,7 @@ from fedplat.spec import RunSpec, parse_spec
 from fedplat.wire.codec import Parcel
 from fedplat.wire.messages import TrainReply, TrainRequest
 from fedplat_server.checkpoints import Checkpoints
+from fedplat_server.driver import RunDriver
 from fedplat_server.exchange import Given
 from fedplat_server.registry import Member
 from fedplat_server.rounds import RoundLost, RoundTask, RunContext, run_round
@@ -26,7 +27,7 @@ from fedplat_server.staging import Staging
 from fedplat_server.store import Store, open_store
 from fedplat_server.store.session import Database
 from fedplat_server.strategies import make_strategy
-from fedplat_server.transitions import RoundState, RunState
+from fedplat_server.transitions import RoundState, RunState, SiloRoundState
 from tests.support.crashes import Crash, CrashingFilesystem
 
 SIZE = 5
@@ -228,3 +229,15 @@ def test_a_lost_staged_update_begins_the_round_again(tmp_path: Path, monkeypatch
     store = open_store(world.url)
     assert [r.step for r in store.rounds.list("r-1")] == [2, 3]
     store.close()
+
+
+def test_a_silo_that_failed_in_the_open_round_is_not_asked_again(tmp_path: Path) -> None:
+    world = World(tmp_path)
+    store = open_store(world.url)
+    store.rounds.open(run_id="r-1", number=1, step=1, roster=SILOS)
+    store.rounds.silo_round(run_id="r-1", number=1, silo_name="silo-b", state=SiloRoundState.FAILED)
+    driver = RunDriver("r-1", world.spec, None, store, None, None, lambda *_: "")  # type: ignore[arg-type]
+    task = driver._open_task(1, np.zeros(SIZE, np.float32))
+    store.close()
+    assert task is not None
+    assert (task.step, task.roster) == (1, ("silo-a",))
