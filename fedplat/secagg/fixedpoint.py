@@ -1,0 +1,125 @@
+"""Numbers as integers modulo 2^32, so that masks cancel exactly.
+
+A value of at most the bound c becomes an integer of at most M = floor((2^31 - 1) / n_max): the sum over n_max silos
+fits a signed 32-bit integer, also when all of them are at the bound.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from fedplat.errors import WireError
+from fedplat.secagg.errors import Refusal, RefusedError
+from fedplat.secagg.prg import CHUNK, Keystream, Words, new_scratch
+
+MAX_SILOS = 64
+Floats: TypeAlias = npt.NDArray[np.float32] | npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Segment:
+    """A stretch of the vector: reals in [-bound, bound], or (`bound` None) exact counts."""
+
+    size: int
+    bound: float | None
+
+    def __post_init__(self) -> None:
+        if self.size < 0 or (self.bound is not None and not 0 < self.bound < math.inf):
+            raise WireError(f"a segment of {self.size} coordinates with bound {self.bound} cannot be masked")
+
+
+@dataclass(frozen=True)
+class VectorFormat:
+    """What the masked vector holds, in order: the update first, then weight, metric sums and counts."""
+
+    n_max: int
+    segments: tuple[Segment, ...]
+
+    def __post_init__(self) -> None:
+        if not 2 <= self.n_max <= MAX_SILOS:
+            raise WireError(f"n_max is {self.n_max}: secure aggregation works with 2 to {MAX_SILOS} silos")
+
+    @property
+    def limit(self) -> int:
+        """M: the largest integer that one silo may put into a coordinate."""
+        return limit_for(self.n_max)
+
+    @property
+    def length(self) -> int:
+        """Coordinates of the whole vector."""
+        return sum(segment.size for segment in self.segments)
+
+    def fields(self) -> tuple[int | str, ...]:
+        """What all silos must agree on, for the step's context."""
+        bounds = [part for s in self.segments for part in (s.size, "count" if s.bound is None else s.bound.hex())]
+        return (self.length, self.n_max, len(self.segments), *bounds)
+
+
+def limit_for(n_max: int) -> int:
+    """M = floor((2^31 - 1) / n_max)."""
+    return (2**31 - 1) // n_max
+
+
+def quantise(values: Floats, out: Words, *, bound: float, limit: int, rounding_key: bytes, offset: int) -> int:
+    """`out = min(M, floor(clip(x/c, -1, 1) M + u))` modulo 2^32, u uniform in [0, 1); returns how many were clipped.
+
+    `offset` is the coordinate of the first value in the whole vector. `out` may be the memory of a float32 `values`.
+    Raises RefusedError for values that are not finite.
+    """
+    rounding = Keystream(rounding_key, offset)
+    scratch, work, spare = new_scratch(), np.empty(CHUNK), np.empty(CHUNK)
+    num_clipped = 0
+    for start in range(0, len(values), CHUNK):
+        part = values[start : start + CHUNK]
+        x, u = work[: len(part)], spare[: len(part)]
+        np.copyto(x, part)
+        x *= limit / bound
+        num_clipped += _clip(part, x, bound, limit)
+        np.multiply(rounding.fill(scratch, len(part)), 2.0**-32, out=u)
+        _round(x, u, limit, out[start : start + CHUNK].view(np.int32))
+    return num_clipped
+
+
+def dequantise(total: Words, *, bound: float, limit: int) -> npt.NDArray[np.float64]:
+    """The sum of reals that a sum of quantised values stands for: within n c / M of the sum of the clipped values."""
+    return np.multiply(total.view(np.int32), bound / limit, dtype=np.float64)
+
+
+def counts_to_words(counts: Sequence[int], limit: int) -> Words:
+    """Exact counts, as coordinates. Raises RefusedError for one that is negative or above M."""
+    if not all(0 <= count <= limit for count in counts):
+        raise RefusedError(Refusal.COUNT_TOO_LARGE)
+    return np.array(counts, dtype=np.uint32)
+
+
+def words_to_counts(total: Words) -> list[int]:
+    """The summed counts. Raises WireError for a negative one, which no honest silo can cause."""
+    counts: list[int] = total.view(np.int32).tolist()
+    if any(count < 0 for count in counts):
+        raise WireError("a summed count is negative", hint="A silo of this cohort sent something else than a count.")
+    return counts
+
+
+def _clip(part: Floats, x: npt.NDArray[np.float64], bound: float, limit: int) -> int:
+    """Clips the scaled values x in place and returns how many were outside; mostly none, and that is quick to see."""
+    low, high = float(part.min()), float(part.max())
+    if -bound <= low and high <= bound:
+        return 0
+    if not math.isfinite(low) or not math.isfinite(high):
+        raise RefusedError(Refusal.UPDATE_NOT_FINITE)
+    np.clip(x, -limit, limit, out=x)
+    return int(np.count_nonzero(np.abs(part) > bound))
+
+
+def _round(x: npt.NDArray[np.float64], u: npt.NDArray[np.float64], limit: int, out: npt.NDArray[np.int32]) -> None:
+    x += u
+    np.floor(x, out=x)
+    np.copyto(out, x, casting="unsafe")
+    # Also where x was at an end and a rounding error past it.
+    np.clip(out, -limit, limit, out=out)
