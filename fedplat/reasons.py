@@ -51,6 +51,7 @@ class Code(StrEnum):
     UPDATE_NOT_FINITE = "update_not_finite"
     UPDATE_TOO_LARGE = "update_too_large"
     MESSAGE_INVALID = "message_invalid"
+    NOT_JOINED = "not_joined"
     NO_ANSWER = "no_answer"
     REVOKED = "revoked"
     INTERNAL = "internal"
@@ -132,9 +133,25 @@ _TEXT: dict[Code, tuple[str, str]] = {
     Code.UPDATE_NOT_FINITE: ("its update holds values that are not finite", "lower the learning rate"),
     Code.UPDATE_TOO_LARGE: ("its update's norm is above the limit of the spec", "lower the learning rate"),
     Code.MESSAGE_INVALID: ("it could not read the server's message", "check that both run the same version"),
+    Code.NOT_JOINED: ("it has lost what it knew of this run", "it is asked to join again by itself"),
     Code.NO_ANSWER: ("it did not answer in time", "it takes part again as soon as it calls"),
     Code.REVOKED: ("it was revoked", "fedplat silo invite NAME to let it back in"),
     Code.INTERNAL: ("something unforeseen failed while {phase}", "the silo's log has the detail"),
+}
+
+
+# The silo is well and will say another thing later: it is asked again.
+LATER = frozenset({Code.BUSY, Code.PAUSED, Code.NOT_JOINED})
+
+# What can get better with the same spec: by itself, or by what a person does at the silo.
+PASSING = LATER | {
+    Code.STOPPED,
+    Code.NO_ANSWER,
+    Code.REVOKED,
+    Code.DATASET_UNKNOWN,
+    Code.DATASET_UNREADABLE,
+    Code.WORKERS_FAILED,
+    Code.INTERNAL,
 }
 
 

@@ -80,13 +80,24 @@ def make_client_app(runs: Runs, silo: str) -> ClientApp:
 
 def run_of(record: RecordDict) -> str | None:
     """Which run a message belongs to, before it is understood; None if that cannot be seen."""
+    run = _peek(record, "run")
+    return run if isinstance(run, str) else None
+
+
+def round_of(record: RecordDict) -> int | None:
+    """Which round a message belongs to, likewise."""
+    number = _peek(record, "round")
+    return number if isinstance(number, int) else None
+
+
+def _peek(record: RecordDict, name: str) -> object:
     config = record.config_records.get(RECORD)
     body = config.get("body") if config is not None else None
     try:
-        run = json.loads(body)["run"] if isinstance(body, str) else None
+        found: object = json.loads(body)[name] if isinstance(body, str) else None
     except (ValueError, KeyError, TypeError, RecursionError):
         return None
-    return run if isinstance(run, str) else None
+    return found
 
 
 def _exchange(context: Context) -> Exchange:

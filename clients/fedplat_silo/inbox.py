@@ -14,8 +14,9 @@ from flwr.clientapp import ClientApp
 
 from fedplat.errors import ConflictError, ConnectionLostError, WireError
 from fedplat.reasons import Code
+from fedplat.wire.messages import TrainRequest
 from fedplat_silo.backoff import Backoff
-from fedplat_silo.client_app import ERROR_UNREADABLE, run_of
+from fedplat_silo.client_app import ERROR_UNREADABLE, round_of, run_of
 from fedplat_silo.runs import Runs
 from fedplat_silo.supernode import Delivery, Fleet
 from fedplat_silo.trainer.errors import Cancelled
@@ -29,13 +30,22 @@ class _Opened:
     message: Message
     pulled_at_s: float
     pull_s: float
+    turn: _Turn
+
+
+# A message's place in the run: (round, whether it measures, which comes after all training in that round).
+_Turn = tuple[int, bool]
+_NO_TURN: _Turn = (0, True)
 
 
 class _Line(SimpleQueue["_Opened | None"]):
-    """A run's messages in their order; None: the run is over. Keeps the times of the last exchange."""
+    """A run's messages in their order; None: the run is over. Keeps the times of the last exchange, the turn of what is
+    worked on, and the latest turn of all that is not done."""
 
     replied_at_s: float | None = None
     push_s: float = 0.0
+    current: _Turn = _NO_TURN
+    latest: _Turn = _NO_TURN
 
 
 class Inbox:
@@ -88,7 +98,8 @@ class Inbox:
                 self._release(delivery.id)
                 continue
             run = run_of(message.content) or ""
-            self._submit(run, _Opened(message, begun_s, time.monotonic() - begun_s))
+            turn = round_of(message.content) or 0, message.metadata.message_type != TrainRequest.kind
+            self._submit(run, _Opened(message, begun_s, time.monotonic() - begun_s, turn))
 
     def _open(self, delivery: Delivery) -> Message | None:
         backoff = Backoff()
@@ -109,6 +120,11 @@ class Inbox:
             if line is None:
                 line = self._lines[run] = _Line()
                 self._spawn(f"run {run}", lambda: self._work(run, line))
+            if item is not None and item.turn > line.latest:
+                line.latest = item.turn
+                if line.current > _NO_TURN:
+                    log.info("run %s: round %d has gone on without this silo", run, line.current[0])
+                    self._runs.interrupt(run)
             line.put(item)
 
     def _work(self, run: str, line: _Line) -> None:
@@ -116,12 +132,23 @@ class Inbox:
             item = line.get()
             if item is None:
                 self._end_run(run)
-            else:
+            elif self._begin(item, line):
                 self._handle(item, line)
             with self._lock:
+                line.current = _NO_TURN
+                line.latest = _NO_TURN if line.empty() else line.latest
                 if line.empty() and run not in self._runs.names:
                     del self._lines[run]
                     return
+
+    def _begin(self, item: _Opened, line: _Line) -> bool:
+        """Whether it is still of use: the server does not wait for a round any more when it asks for a later one."""
+        with self._lock:
+            if _NO_TURN < item.turn < line.latest:
+                self._holding.discard(item.message.metadata.message_id)
+                return False
+            line.current = item.turn
+            return True
 
     def _end_run(self, run: str) -> None:
         log.info("run %s is over", run)

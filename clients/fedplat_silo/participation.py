@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Protocol
 
 from fedplat import __version__
+from fedplat.errors import DataError
 from fedplat.home import SiloHome
 from fedplat.metrics import MetricSums
 from fedplat.params import Vector
@@ -50,6 +51,7 @@ class Workers(Protocol):
     def initial_weights(self) -> Vector: ...
     def train(self, order: TrainOrder, weights: Vector) -> TrainResult: ...
     def evaluate(self, order: EvaluateOrder, weights: Vector) -> EvaluateResult: ...
+    def cancel(self) -> None: ...
     def close(self) -> None: ...
 
 
@@ -76,7 +78,7 @@ class Exchange:
 
 
 class Participation:
-    """One run at this silo. Used by the run's own thread; only `close` may come from others."""
+    """One run at this silo. Used by the run's own thread; only `interrupt` and `close` may come from others."""
 
     def __init__(self, run: str, spec: RunSpec, policy: Policy, site: Site) -> None:
         self.run = run
@@ -154,6 +156,11 @@ class Participation:
             timings=_timings(result.timings, exchange),
         )
 
+    def interrupt(self) -> None:
+        """Ends what the workers do now, which raises Cancelled; the next command starts them anew."""
+        if self._workers is not None:
+            self._workers.cancel()
+
     def close(self) -> None:
         """Ends the workers and what they do; from now on everything raises Cancelled."""
         self._over.set()
@@ -203,7 +210,11 @@ class Participation:
 
     def _plan(self) -> TrainingPlan:
         name = self.spec.data.name
-        known = {NO_DATA: Path(os.devnull)} | load_datasets(self._site.home.datasets)
+        try:
+            known = {NO_DATA: Path(os.devnull)} | load_datasets(self._site.home.datasets)
+        except DataError as error:
+            log.warning("%s", error.message)
+            raise Refused(Reason.of(Code.DATASET_UNREADABLE, dataset=name), error.message) from None
         data = known.get(name)
         if data is None:
             raise Refused(Reason.of(Code.DATASET_UNKNOWN, dataset=name), f"no dataset {name!r} in datasets.toml")

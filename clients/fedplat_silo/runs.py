@@ -17,6 +17,7 @@ from fedplat_silo.policy import load_policy
 from fedplat_silo.records import known_hash, live_runs, load_run, remember_run, retire_run, tidy
 from fedplat_silo.spool import Spool
 from fedplat_silo.status import is_paused
+from fedplat_silo.trainer.crew import remove_leftover_crews
 
 
 class Runs:
@@ -25,6 +26,7 @@ class Runs:
     def __init__(self, site: Site) -> None:
         self._site = site
         tidy(site.home)
+        remove_leftover_crews(site.home.runs)
         self._joined = set(live_runs(site.home))
         self._taking_part: dict[str, Participation] = {}
         self._lock = threading.Lock()
@@ -66,7 +68,7 @@ class Runs:
                 part = Participation(run, spec, load_policy(self._site.home.policy), self._site)
                 self._taking_part[run] = part
         if part is None:
-            raise Refused(Reason.of(Code.MESSAGE_INVALID), f"run {run} is not one that this silo has joined")
+            raise Refused(Reason.of(Code.NOT_JOINED), f"run {run} is not one that this silo has joined")
         return part
 
     def check_paused(self) -> None:
@@ -80,6 +82,14 @@ class Runs:
         with self._lock:
             self._joined.discard(run)
         self.release(run)
+
+    def interrupt(self, run: str) -> None:
+        """What the run does just now is of no use any more: its thread gets Cancelled, and goes on with what comes
+        next."""
+        with self._lock:
+            part = self._taking_part.get(run)
+        if part is not None:
+            part.interrupt()
 
     def end(self, run: str) -> None:
         """Its spool and its folder go; the local parameters stay, and which spec it was."""

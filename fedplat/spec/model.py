@@ -144,8 +144,8 @@ class RoundsSection(Section):
 
 class SilosSection(Section):
     """Who takes part. `names` empty: every enrolled silo. The run starts when all of them have answered, or
-    after `join_timeout_s` with at least `minimum`; below the minimum it waits for `wait_s`, then fails or, once it has
-    begun, pauses. `late_join`: silos that connect later take part from then on."""
+    after `join_timeout_s` with at least `minimum`; below the minimum it waits for `wait_s`, then pauses.
+    `late_join`: silos that connect later take part from then on."""
 
     minimum: Annotated[int, Field(ge=1, le=1000)] = 1
     names: tuple[SiloName, ...] = ()

@@ -62,7 +62,7 @@ timeout_s = 600.0  # so long a round waits for its silos
 minimum = 3  # fewer than these, and no round is made
 names = []  # who takes part; empty: every enrolled silo
 join_timeout_s = 120.0  # so long the start waits for silos beyond the minimum
-wait_s = 3600.0  # so long a run below the minimum waits before it fails, or, once it has begun, pauses
+wait_s = 3600.0  # so long a run below the minimum waits before it pauses
 late_join = false  # true: silos that connect later take part from then on
 
 [strategy]

@@ -33,8 +33,10 @@ from fedplat_server.staging import Staging
 from fedplat_server.store import Run, RunSiloState, Store
 from fedplat_server.strategies import make_strategy
 from fedplat_server.superlink import Link
+from fedplat_server.turns import Turns
 
-Waiting = Callable[[Sequence[str], int, int], None]
+# (missing, have, minimum, the run that has precedence at one of them)
+Waiting = Callable[[Sequence[str], int, int, str | None], None]
 
 
 @dataclass(frozen=True)
@@ -68,10 +70,16 @@ class Office:
     registry: Registry
     flower_run: int
     stop: threading.Event
+    turns: Turns
+    let_go: set[str]
 
     def inquiry(self, answer: type[Answer]) -> Inquiry[Answer]:
         """A question to silos of this run."""
-        return Inquiry(self.link, self.flower_run, answer, self.stop)
+        return Inquiry(self.link, self.flower_run, answer, self.stop, self._is_enrolled)
+
+    def _is_enrolled(self, member: Member) -> bool:
+        now = self.registry.member(member.name)
+        return now is not None and now.node_id == member.node_id
 
     def members(self, names: Sequence[str]) -> list[Member]:
         """Those of `names` that are enrolled."""
@@ -101,6 +109,12 @@ class Office:
             info=info,
         )
 
+    def release(self, silo: str) -> None:
+        """Another run has precedence at a silo that may have joined: it hears that, and is asked again later."""
+        self.store.runs.join(run_id=self.run_id, silo_name=silo, state=RunSiloState.INVITED)
+        for member in self.members([silo]):
+            self.link.on_message(member.node_id)
+
     def note_refusal(self, silo: str, reason: Reason) -> None:
         """Write down why a silo does not take part."""
         self.store.runs.join(
@@ -129,7 +143,7 @@ def begin(office: Office, run: Run, waiting: Waiting) -> Start:
     """Recruit, agree on a model, and write the first weights down. A run that continues another one's has that one's
     checkpoint in its folder, and takes weights and strategy state from it."""
     inherited = _inherited(office, run)
-    minimum, agreement = _recruit(office, inherited, waiting)
+    minimum, agreement = _recruit(office, run, inherited, waiting)
     context = office.context(agreement.layout, minimum)
     if inherited is not None:
         context.strategy.restore(inherited.strategy_state)
@@ -174,13 +188,23 @@ def _inherited(office: Office, run: Run) -> Checkpoint | None:
     return Checkpoints(office.home.checkpoints(office.run_id), office.spec.hash).load(run.rounds_committed)
 
 
-def _recruit(office: Office, inherited: Checkpoint | None, waiting: Waiting) -> tuple[int, Agreement]:
+def _recruit(office: Office, run: Run, inherited: Checkpoint | None, waiting: Waiting) -> tuple[int, Agreement]:
     names = office.spec.silos.names or [m.name for m in office.registry.members()]
 
-    def waits(missing: Sequence[str], minimum: int) -> None:
-        waiting(missing, len(names) - len(missing), minimum)
+    def waits(missing: Sequence[str], minimum: int, behind: str | None) -> None:
+        waiting(missing, len(names) - len(missing), minimum, behind)
 
-    recruiting = Recruiting(office.spec, office.join_request(len(names)), office.registry, office.note_join, waits)
+    recruiting = Recruiting(
+        spec=office.spec,
+        request=office.join_request(len(names)),
+        registry=office.registry,
+        turns=office.turns,
+        age=(run.created_at.isoformat(), run.id),
+        report=office.note_join,
+        waiting=waits,
+        release=office.release,
+        let_go=office.let_go,
+    )
     with office.inquiry(JoinReply) as inquiry:
         answers = recruiting.gather(inquiry)
     pinned = inherited.layout.fingerprint if inherited else _init_fingerprint(office, answers.accepted)

@@ -19,6 +19,7 @@ from fedplat_server.registry import Registry
 from fedplat_server.store import Run, Store
 from fedplat_server.superlink import Link
 from fedplat_server.transitions import RunState, is_final
+from fedplat_server.turns import Turns
 
 _log = logging.getLogger(__name__)
 INIT_FILE = "init.safetensors"
@@ -41,6 +42,7 @@ class Coordinator:
     on_end: Callable[[str], None]
     _running: dict[str, _Running] = field(default_factory=dict)
     _held: set[str] = field(default_factory=set)
+    _turns: Turns = field(default_factory=Turns)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def submit(self, spec: RunSpec, init: bytes | None = None, *, actor: str = "admin") -> Run:
@@ -75,7 +77,7 @@ class Coordinator:
     def recover(self) -> list[str]:
         """Take up the runs that the last process left unfinished; paused ones stay paused."""
         runs = [run for run in self.store.runs.unfinished() if run.id not in self._running]
-        self._held |= {run.id for run in runs if run.state is RunState.PAUSED}
+        self._held |= {run.id for run in runs if run.state is RunState.PAUSED and _has_begun(run)}
         going_on = [run for run in runs if run.state is not RunState.PAUSED]
         for run in going_on:
             self._start(run, RunSpec.model_validate(run.spec))
@@ -123,7 +125,7 @@ class Coordinator:
         return run
 
     def _start(self, run: Run, spec: RunSpec) -> None:
-        parts = (self.home, self.store, self.link, self.registry)
+        parts = (self.home, self.store, self.link, self.registry, self._turns)
         driver = RunDriver(run.id, spec, *parts, self._continue_as_child)
         thread = threading.Thread(target=self._drive, args=(driver,), name=f"run-{run.id}", daemon=True)
         with self._lock:
@@ -135,18 +137,19 @@ class Coordinator:
         try:
             driver.drive()
         finally:
-            held = self._can_go_on(driver.run_id)
+            held = self._keeps_silos(driver.run_id)
             with self._lock:
                 self._running.pop(driver.run_id, None)
                 self._held |= {driver.run_id} if held else set()
             self.registry.forget_run(driver.run_id)
             self.on_end(driver.run_id)
 
-    def _can_go_on(self, run_id: str) -> bool:
+    def _keeps_silos(self, run_id: str) -> bool:
         try:
-            return not is_final(self.store.runs.get(run_id).state)
+            run = self.store.runs.get(run_id)
         except StoreError:
             return True
+        return not is_final(run.state) and (run.state is not RunState.PAUSED or _has_begun(run))
 
     def live(self, run_id: str) -> RunLive | None:
         """What a run is doing right now; None if it is not running here."""
@@ -173,13 +176,15 @@ class Coordinator:
 
     def _halt(self, run_id: str, become: RunState, actor: str) -> Run:
         run = self.store.runs.get(run_id)
-        if is_final(run.state):
+        # The same again is no conflict: whoever lost the answer asks for it.
+        if is_final(run.state) and run.state is not become:
             raise ConflictError(f"run {run_id} is {run.state} already")
         running = self._running.get(run_id)
         if running is not None:
-            self.store.events.append(kind=f"run.asked_to_be_{become}", actor=actor, run_id=run_id)
-            running.driver.stop(become)
-            self.link.wake_runs()
+            if not is_final(run.state) and running.driver.asked_to is not become:
+                self.store.events.append(kind=f"run.asked_to_be_{become}", actor=actor, run_id=run_id)
+                running.driver.stop(become)
+                self.link.wake_runs()
             running.thread.join(timeout=30)
         return self.store.runs.get(run_id)
 
@@ -192,6 +197,11 @@ class Coordinator:
         self.link.wake_runs()
         for one in running:
             one.thread.join(timeout=5)
+
+
+def _has_begun(run: Run) -> bool:
+    """Whether a paused run keeps its silos: one that still recruits leaves them to others, and asks them anew."""
+    return run.layout is not None
 
 
 def _run_id(name: str) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -21,17 +22,21 @@ from fedplat.wire.messages import EvaluateReply, TrainReply
 from fedplat_server.beginning import CheckpointLost, Office, Start, begin, resume
 from fedplat_server.checkpoints import CheckpointError
 from fedplat_server.exchange import RunStopped
-from fedplat_server.membership import Membership, RunPaused
+from fedplat_server.membership import Membership
+from fedplat_server.recruiting import RunPaused
 from fedplat_server.registry import Registry
 from fedplat_server.rounds import RoundLost, RoundTask, closing_evaluation, run_round
 from fedplat_server.stopping import StopReason, find_reason, is_better
 from fedplat_server.store import Split, Store
 from fedplat_server.superlink import Link
 from fedplat_server.transitions import RoundState, RunState, SiloRoundState
+from fedplat_server.turns import Turns
 
 _log = logging.getLogger(__name__)
 DATABASE_PATIENCE_S = 600.0
 LAST_WORD_PATIENCE_S = 20.0
+MAX_LOST = 3
+MAX_OUTAGES = 10
 
 
 @dataclass(frozen=True)
@@ -62,6 +67,7 @@ class RunDriver:
         store: Store,
         link: Link,
         registry: Registry,
+        turns: Turns,
         continue_as_child: Callable[[str, int], str],
     ) -> None:
         self.run_id = run_id
@@ -71,18 +77,21 @@ class RunDriver:
         self._store = store
         self._link = link
         self._registry = registry
+        self._turns = turns
         self._continue_as_child = continue_as_child
         self._stop = threading.Event()
-        self._asked_to: RunState | None = None
+        self.asked_to: RunState | None = None
         self._membership: Membership | None = None
+        self._let_go: set[str] = set()
 
     def wants(self, silo: str) -> bool:
-        """Whether a silo should keep what it has of this run: until it is known who takes part, everybody should."""
-        return self._membership is None or self._membership.wants(silo)
+        """Whether a silo should keep what it has of this run: until it is known who takes part, everybody should that
+        was not let go."""
+        return silo not in self._let_go if self._membership is None else self._membership.wants(silo)
 
     def stop(self, become: RunState | None) -> None:
         """Ask the run to end, stopped or paused; None leaves it as it is, for the next start of the server."""
-        self._asked_to = become
+        self.asked_to = become
         self._stop.set()
 
     def drive(self) -> None:
@@ -91,9 +100,9 @@ class RunDriver:
         try:
             self._until_done(flower_run)
         except RunStopped:
-            if self._asked_to is not None:
-                words = "stopped" if self._asked_to is RunState.STOPPED else "paused"
-                self._end(self._asked_to, f"{words} by its owner", words)
+            if self.asked_to is not None:
+                words = "stopped" if self.asked_to is RunState.STOPPED else "paused"
+                self._end(self.asked_to, f"{words} by its owner", words)
         except RunPaused as paused:
             self._end(RunState.PAUSED, paused.reason, paused.code)
         except CheckpointLost as lost:
@@ -110,8 +119,19 @@ class RunDriver:
 
     def _until_done(self, flower_run: int) -> None:
         office = Office(
-            self.run_id, self._spec, self._home, self._store, self._link, self._registry, flower_run, self._stop
+            run_id=self.run_id,
+            spec=self._spec,
+            home=self._home,
+            store=self._store,
+            link=self._link,
+            registry=self._registry,
+            flower_run=flower_run,
+            stop=self._stop,
+            turns=self._turns,
+            let_go=self._let_go,
         )
+        lost: Counter[int] = Counter()
+        outages: Counter[int] = Counter()
         while True:
             try:
                 self._live_through(office)
@@ -120,8 +140,17 @@ class RunDriver:
                 _log.warning("run %s waits for the database: %s", self.run_id, error.message)
                 self.live = replace(self.live, activity="waiting for the database", waiting_for=())
                 self._await_database()
-            except RoundLost as lost:
-                self._abandon_open_round(str(lost))
+                self._count(outages, self.live.round, MAX_OUTAGES, RunPaused(error.message, "database"))
+            except RoundLost as error:
+                number = self._abandon_open_round(str(error))
+                self._count(lost, number, MAX_LOST, RunPaused(str(error), "round_lost"))
+
+    @staticmethod
+    def _count(seen: Counter[int], number: int, most: int, paused: RunPaused) -> None:
+        """What interrupts one round again and again needs a person: raises RunPaused."""
+        seen[number] += 1
+        if seen[number] >= most:
+            raise RunPaused(f"round {number} was interrupted {most} times, at last: {paused.reason}", paused.code)
 
     def _await_database(self) -> None:
         if self._store.wait_until_back(self._stop, DATABASE_PATIENCE_S):
@@ -131,9 +160,10 @@ class RunDriver:
                 raise RunPaused(f"the database was away for more than {DATABASE_PATIENCE_S:.0f} s", "database")
         raise RunStopped
 
-    def _abandon_open_round(self, why: str) -> None:
+    def _abandon_open_round(self, why: str) -> int:
         number = self._store.runs.get(self.run_id).rounds_committed + 1
         self._store.rounds.abandon(run_id=self.run_id, number=number, detail={"why": why})
+        return number
 
     def _end(self, state: RunState, reason: str, code: str) -> None:
         def write() -> None:
@@ -168,11 +198,15 @@ class RunDriver:
             since = time.monotonic()
             self._set_state(RunState.RECRUITING)
 
-            def waiting(missing: Sequence[str], have: int, minimum: int) -> None:
+            def waiting(missing: Sequence[str], have: int, minimum: int, behind: str | None) -> None:
                 self._watch("recruiting", 0, missing, have, minimum, since)
+                if behind is not None:
+                    self.live = replace(self.live, activity=f"waiting for run {behind} to recruit")
 
             start = begin(office, run, waiting)
         else:
+            if run.state is RunState.PAUSED:
+                self._set_state(RunState.RUNNING)
             start = resume(office, run)
         membership = Membership(office, start, self._waits)
         self._membership = membership
@@ -192,22 +226,25 @@ class RunDriver:
             if (reason := self._reason_to_stop(start)) is not None:
                 return weights, reason
             number += 1
-            task = self._open_task(number, weights)
+            task = self._open_task(number, weights, start.context.minimum)
             members = membership.next_round() if task is None else office.members(task.roster)
             self._set_state(RunState.RUNNING)
             task = task or RoundTask(number, self._next_step(), weights, tuple(m.name for m in members))
             weights = self._round(office, start, membership, task)
         return weights, None
 
-    def _open_task(self, number: int, weights: Vector) -> RoundTask | None:
+    def _open_task(self, number: int, weights: Vector, minimum: int) -> RoundTask | None:
         """The step of this round that was begun and interrupted, to be finished with the same roster, less the silos
-        that have failed in it already: their round is lost, and they are not asked twice."""
+        that have failed in it already: their round is lost, and they are not asked twice, unless too few are left."""
         rows = [row for row in self._store.rounds.list(self.run_id) if row.number == number]
         if not rows or rows[0].state not in (RoundState.TRAINING, RoundState.AGGREGATING):
             return None
         out = (SiloRoundState.FAILED, SiloRoundState.MISSED)
         parts = self._store.rounds.silo_rounds(self.run_id, number)
         roster = tuple(part.silo_name for part in parts if part.state not in out)
+        if rows[0].state is RoundState.TRAINING and len(roster) < minimum:
+            self._abandon_open_round("too few of its silos are left")
+            return None
         return RoundTask(number, rows[0].step, weights, roster)
 
     def _next_step(self) -> int:
@@ -221,7 +258,7 @@ class RunDriver:
 
         waiting(task.roster, 0)
         with office.inquiry(TrainReply) as inquiry:
-            result = run_round(start.context, task, office.members(task.roster), inquiry, waiting)
+            result = run_round(start.context, task, office.members(task.roster), inquiry, membership, waiting)
         membership.missed(result.missed)
         self._prune(start)
         return result.weights
@@ -265,7 +302,7 @@ class RunDriver:
         """The last weights are measured too."""
         self._set_state(RunState.FINISHING)
         number = self._store.runs.get(self.run_id).rounds_committed
-        members = office.members(sorted(membership.names - membership.away))
+        members = membership.present()
         self._watch("closing evaluation", number, [m.name for m in members], 0, 0, time.monotonic())
         with office.inquiry(EvaluateReply) as inquiry:
             closing_evaluation(start.context, number, weights, members, inquiry)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
-from typing import Generic, TypeVar, cast
+from typing import Generic, Protocol, TypeVar, cast
 
 from flwr.app import RecordDict
 
@@ -37,15 +38,34 @@ class Given(Generic[Answer]):
         return self.parcel.body.failed
 
 
-class Inquiry(Generic[Answer]):
-    """One question to several silos. Closing it withdraws what is not answered."""
+class Attendance(Protocol):
+    """Who is there, from round to round; `Membership`."""
 
-    def __init__(self, link: Link, flower_run: int, answer: type[Answer], stop: threading.Event) -> None:
+    def lost(self, silo: str, reason: Reason) -> None:
+        """A silo is away for a while."""
+
+    def present(self) -> Sequence[Member]:
+        """The run's silos that are not away, or not any more."""
+
+
+class Inquiry(Generic[Answer]):
+    """One question to several silos. Closing it withdraws what is not answered. A silo that `is_enrolled` no longer is
+    answered for: REVOKED."""
+
+    def __init__(
+        self,
+        link: Link,
+        flower_run: int,
+        answer: type[Answer],
+        stop: threading.Event,
+        is_enrolled: Callable[[Member], bool],
+    ) -> None:
         self._link = link
         self._flower_run = flower_run
         self._answer = answer
         self._stop = stop
-        self._open: dict[str, str] = {}
+        self._is_enrolled = is_enrolled
+        self._open: dict[str, Member] = {}
 
     def __enter__(self) -> Inquiry[Answer]:
         return self
@@ -56,14 +76,21 @@ class Inquiry(Generic[Answer]):
     @property
     def waiting_for(self) -> tuple[str, ...]:
         """The silos that were asked and have not answered, in the order asked."""
-        return tuple(self._open.values())
+        return tuple(member.name for member in self._open.values())
 
     def ask(self, members: list[Member], question: Request, vector: Vector | None = None) -> None:
         """Send one question to silos; equal bytes are kept once for all of them."""
         record = to_record(question, vector)
-        names = {m.node_id: m.name for m in members}
+        by_node = {m.node_id: m for m in members}
         posted = self._link.post(self._flower_run, (Outgoing(m.node_id, question.kind, record) for m in members))
-        self._open |= {message_id: names[node_id] for node_id, message_id in posted.items()}
+        self._open |= {message_id: by_node[node_id] for node_id, message_id in posted.items()}
+
+    def withdraw(self, silos: Collection[str]) -> None:
+        """Take the question back from some silos."""
+        withdrawn = {message_id for message_id, member in self._open.items() if member.name in silos}
+        self._link.withdraw(withdrawn)
+        for message_id in withdrawn:
+            del self._open[message_id]
 
     def answers(self, timeout_s: float) -> list[Given[Answer]]:
         """What has come since the last call; waits up to `timeout_s` for something. RunStopped if so."""
@@ -73,11 +100,13 @@ class Inquiry(Generic[Answer]):
                 if self._stop.is_set():
                     raise RunStopped
                 found = self._link.collect(self._open)
+                gone = [i for i, m in self._open.items() if i not in found and not self._is_enrolled(m)]
                 left_s = deadline - time.monotonic()
-                if found or left_s <= 0:
+                if found or gone or left_s <= 0:
                     break
                 self._link.replies.wait(left_s)
-        return [self._read(self._open.pop(message_id), reply) for message_id, reply in found.items()]
+        given = [self._read(self._open.pop(message_id).name, reply) for message_id, reply in found.items()]
+        return given + [self._failed(self._open.pop(message_id).name, Code.REVOKED) for message_id in gone]
 
     def pause(self, timeout_s: float) -> None:
         """Wait until something happens anywhere (a silo comes or goes), at most `timeout_s`. RunStopped if so."""
@@ -95,7 +124,10 @@ class Inquiry(Generic[Answer]):
             if parcel.body.silo != silo:
                 raise WireError("an answer carries another silo's name")
         except WireError:
-            failed = Reason.of(Code.MESSAGE_INVALID)
-            garbled = cast(Answer, self._answer.model_construct(run="", silo=silo, failed=failed))
-            return Given(silo, Parcel(garbled))
+            return self._failed(silo, Code.MESSAGE_INVALID)
         return Given(silo, parcel)
+
+    def _failed(self, silo: str, code: Code) -> Given[Answer]:
+        """The answer of a silo that has not given one."""
+        reply = self._answer.model_construct(run="", silo=silo, failed=Reason.of(code))
+        return Given(silo, Parcel(cast(Answer, reply)))

@@ -4,27 +4,41 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
 
-from fedplat.reasons import Code, Reason
+from fedplat.reasons import LATER, PASSING, Code, Reason
 from fedplat.wire.messages import JoinReply, layout_from_wire
 from fedplat_server.beginning import Office, Start
 from fedplat_server.exchange import Inquiry
+from fedplat_server.recruiting import ASK_AGAIN_S, RunPaused, unusable
 from fedplat_server.registry import Member
 from fedplat_server.rounds import told
-from fedplat_server.store import RunSiloState
+from fedplat_server.store import RunSilo, RunSiloState
 
 
-class RunPaused(Exception):
-    """The run cannot go on now, and waits for a person (`fedplat run continue`)."""
+@dataclass(frozen=True)
+class Away:
+    """A silo of the run that is not there now."""
 
-    def __init__(self, reason: str, code: str) -> None:
-        super().__init__(reason)
-        self.reason = reason
-        self.code = code
+    reason: Reason
+    since: datetime
+
+    @classmethod
+    def from_row(cls, row: RunSilo) -> Away:
+        """As the last process of the server has left it."""
+        return cls(Reason(code=Code(row.reason_code or Code.NO_ANSWER)), row.updated_at)
+
+    def __str__(self) -> str:
+        return f"{self.reason}, since {self.since:%Y-%m-%d %H:%M:%S} UTC"
 
 
 class Membership:
-    """The silos of one run. `waiting(missing, have, minimum)` hears whom the run waits for."""
+    """The silos of one run. `waiting(missing, have, minimum)` hears whom the run waits for.
+
+    A silo that did not answer is back when it is here. One that is paused, or has lost what it knew of the run, is
+    asked to join again until it does: that is cheap, and checks it as it checks a late comer.
+    """
 
     def __init__(self, office: Office, start: Start, waiting: Callable[[Sequence[str], int, int], None]) -> None:
         self._office = office
@@ -32,78 +46,104 @@ class Membership:
         self._waiting = waiting
         rows = office.store.runs.silos(office.run_id)
         self.names = set(start.members)
-        self.away = {row.silo_name for row in rows if row.state is RunSiloState.AWAY}
+        self.away = {row.silo_name: Away.from_row(row) for row in rows if row.state is RunSiloState.AWAY}
         self._infos = [row.info for row in rows if row.silo_name in self.names]
-        self._late: Inquiry[JoinReply] = office.inquiry(JoinReply)
+        self._joining: Inquiry[JoinReply] = office.inquiry(JoinReply)
         self._asked = {row.silo_name for row in rows}
+        # By silo, the time from which on it is asked to join (again).
+        self._ask_at_s = {silo: 0.0 for silo, away in self.away.items() if away.reason.code in LATER}
 
     def close(self) -> None:
-        """Withdraw what late comers were asked."""
-        self._late.__exit__()
+        """Withdraw what silos were asked."""
+        self._joining.__exit__()
 
     def wants(self, silo: str) -> bool:
         """Whether a silo should keep what it has of this run."""
-        return silo in self.names or silo in self._late.waiting_for
+        return silo in self.names or silo in self._joining.waiting_for
 
     def next_round(self) -> list[Member]:
         """The silos of the next round. Waits for the minimum; RunPaused if it does not come."""
         since = time.monotonic()
         while True:
-            self._welcome_back()
-            self._admit_late()
-            members = self._office.members(sorted(self.names - self.away))
+            members = self.present()
             minimum = self._start.context.minimum
             if len(members) >= minimum:
                 return members
             self._wait(len(members), minimum, time.monotonic() - since)
 
+    def present(self) -> list[Member]:
+        """The run's silos that are not away, as far as is known this moment; who may be back is asked."""
+        for silo in sorted(self.names - self.away.keys()):
+            if self._office.registry.member(silo) is None:
+                self._mark(silo, Reason.of(Code.REVOKED))
+        for silo in sorted(self.away.keys() - self._ask_at_s.keys()):
+            if self._office.registry.is_here(silo):
+                self._mark(silo, None)
+        self._ask_to_join()
+        for given in self._joining.answers(0.0):
+            self._take(given.silo, given.parcel.body)
+        return self._office.members(sorted(self.names - self.away.keys()))
+
     def _wait(self, have: int, minimum: int, waited_s: float) -> None:
-        missing = sorted(self.away & self.names)
+        missing = sorted(self.away.keys() & self.names)
         if waited_s > self._office.spec.silos.wait_s:
-            raise RunPaused(
-                f"{have} of at least {minimum} silos are there, away: {', '.join(missing) or 'none'}; "
-                f"waited {waited_s:.0f} s",
-                "too_few_silos",
-            )
+            why = "; ".join(f"{silo}: {self.away[silo]}" for silo in missing) or "nobody else takes part"
+            text = f"{have} of at least {minimum} silos are there after {waited_s:.0f} s ({why})"
+            raise RunPaused(text, "too_few_silos")
         self._waiting(missing, have, minimum)
-        self._late.pause(1.0)
+        self._joining.pause(1.0)
 
     def missed(self, silos: Sequence[str]) -> None:
         """Silos that did not answer in a round and are not here: the next rounds do not wait for them."""
         for silo in silos:
-            if not self._office.registry.is_here(silo):
-                self._mark(silo, away=True)
+            if silo not in self.away and not self._office.registry.is_here(silo):
+                self._mark(silo, Reason.of(Code.NO_ANSWER))
 
-    def _welcome_back(self) -> None:
-        for silo in [s for s in self.away if self._office.registry.is_here(s)]:
-            self._mark(silo, away=False)
+    def lost(self, silo: str, reason: Reason) -> None:
+        """A silo says that it can do nothing for a while, or that it knows the run no more: it is asked to join."""
+        self._mark(silo, reason)
+        self._ask_at_s[silo] = time.monotonic() + (0.0 if reason.code is Code.NOT_JOINED else ASK_AGAIN_S)
 
-    def _mark(self, silo: str, *, away: bool) -> None:
-        (self.away.add if away else self.away.discard)(silo)
-        reason = Reason.of(Code.NO_ANSWER)
+    def _mark(self, silo: str, reason: Reason | None) -> None:
+        if reason is None:
+            del self.away[silo]
+        else:
+            self.away[silo] = Away(reason, datetime.now(UTC))
         self._office.store.runs.join(
             run_id=self._office.run_id,
             silo_name=silo,
-            state=RunSiloState.AWAY if away else RunSiloState.ACCEPTED,
-            reason_code=reason.code if away else None,
-            reason=told(reason) if away else None,
+            state=RunSiloState.ACCEPTED if reason is None else RunSiloState.AWAY,
+            reason_code=reason.code if reason else None,
+            reason=told(reason) if reason else None,
         )
 
-    def _admit_late(self) -> None:
-        spec = self._office.spec
-        if not spec.silos.late_join:
+    def _ask_to_join(self) -> None:
+        spec, here = self._office.spec, self._office.registry.is_here
+        if spec.silos.late_join:
+            others = {m.name for m in self._office.registry.members() if here(m.name)} - self._asked
+            self._ask_at_s |= {s: 0.0 for s in others if not spec.silos.names or s in spec.silos.names}
+            self._asked |= others
+        now = time.monotonic()
+        due = [silo for silo, at_s in sorted(self._ask_at_s.items()) if at_s <= now and here(silo)]
+        if due:
+            self._ask_at_s |= dict.fromkeys(due, now + ASK_AGAIN_S)
+            asked = [m for m in self._office.members(due) if m.name not in self._joining.waiting_for]
+            self._joining.ask(asked, self._office.join_request(len(self.names | {*due})))
+
+    def _take(self, silo: str, reply: JoinReply) -> None:
+        refused = reply.failed or unusable(reply) or self._misfit(reply)
+        if refused is not None and refused.code in PASSING and silo in self.names:
+            if silo not in self.away or refused.code != self.away[silo].reason.code:
+                self._mark(silo, refused)
             return
-        here = [m for m in self._office.registry.members() if self._office.registry.is_here(m.name)]
-        new = [m for m in here if m.name not in self._asked and (not spec.silos.names or m.name in spec.silos.names)]
-        if new:
-            self._asked |= {m.name for m in new}
-            self._late.ask(new, self._office.join_request(len(self.names) + len(new)))
-        for given in self._late.answers(0.0):
-            reply = given.parcel.body
-            refused = reply.failed or self._misfit(reply)
-            self._office.note_join(given.silo, reply, refused)
-            if refused is None:
-                self.names.add(given.silo)
+        self._office.note_join(silo, reply, refused)
+        self.away.pop(silo, None)
+        if refused is None:
+            self.names.add(silo)
+        else:
+            self.names.discard(silo)
+        if refused is None or refused.code not in LATER:
+            self._ask_at_s.pop(silo, None)
 
     def _misfit(self, reply: JoinReply) -> Reason | None:
         """A late comer has to fit what the others have agreed on."""

@@ -9,19 +9,27 @@ from dataclasses import dataclass, field
 
 from fedplat.errors import FedplatError, LayoutError, WireError
 from fedplat.params import Layout, Vector
-from fedplat.reasons import Code, Reason
+from fedplat.reasons import LATER, PASSING, Code, Reason
 from fedplat.spec import RunSpec
 from fedplat.wire.messages import JoinReply, JoinRequest, WeightsReply, WeightsRequest, layout_from_wire
 from fedplat_server.exchange import Given, Inquiry
 from fedplat_server.registry import Member, Registry
+from fedplat_server.turns import Age, Claim, Turns
 
-# A silo that is busy or paused is asked again; the others have given their answer.
-_LATER = frozenset({Code.BUSY, Code.PAUSED})
 ASK_AGAIN_S = 5.0
 
 
 class RunFailed(FedplatError):
     """A run that cannot go on; the message is its reason."""
+
+
+class RunPaused(Exception):
+    """The run cannot go on now, and waits for a person (`fedplat run continue`)."""
+
+    def __init__(self, reason: str, code: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
+        self.code = code
 
 
 @dataclass
@@ -35,13 +43,13 @@ class Answers:
     def take(self, given: Given[JoinReply]) -> None:
         """File one silo's answer."""
         reply = given.parcel.body
-        reason = reply.failed or _unusable(reply)
+        reason = reply.failed or unusable(reply)
         if reason is None:
             self.accepted[given.silo] = reply
             self.refused.pop(given.silo, None)
             return
         self.refused[given.silo] = reason
-        if reason.code in _LATER:
+        if reason.code in LATER:
             self.later[given.silo] = time.monotonic() + ASK_AGAIN_S
 
     def minimum(self, spec: RunSpec) -> int:
@@ -55,57 +63,93 @@ class Answers:
 
 @dataclass(frozen=True)
 class Recruiting:
-    """Asks the silos of a run. `report` hears each answer; `waiting` hears whom the run waits for."""
+    """Asks the silos of a run, each when it is this run's turn. `report` hears each answer; `waiting` hears whom the
+    run waits for, the minimum, and which older run is to have one of them first; `let_go` are the silos that may have
+    joined and are given up, of which `release` hears."""
 
     spec: RunSpec
     request: JoinRequest
     registry: Registry
+    turns: Turns
+    age: Age
     report: Callable[[str, JoinReply, Reason | None], None]
-    waiting: Callable[[Sequence[str], int], None]
+    waiting: Callable[[Sequence[str], int, str | None], None]
+    release: Callable[[str], None]
+    let_go: set[str]
 
     def gather(self, inquiry: Inquiry[JoinReply]) -> Answers:
-        """Wait for the silos. RunFailed if the minimum can't be reached."""
+        """Wait for the silos. RunFailed if the minimum can't be reached, RunPaused if it was not in time."""
         answers = Answers()
         asked: set[str] = set()
         begun = time.monotonic()
-        while True:
-            self._ask(inquiry, asked, answers)
-            for given in inquiry.answers(timeout_s=1.0):
-                answers.take(given)
-                self.report(given.silo, given.parcel.body, answers.refused.get(given.silo))
-            if self._done(answers, asked, time.monotonic() - begun):
-                return answers
+        try:
+            while True:
+                ready = self._claim(answers)
+                self._give_way(inquiry, asked, answers)
+                if ready:
+                    self._ask(inquiry, asked, answers)
+                for given in inquiry.answers(timeout_s=1.0):
+                    answers.take(given)
+                    self.report(given.silo, given.parcel.body, answers.refused.get(given.silo))
+                if self._done(answers, asked, time.monotonic() - begun):
+                    return answers
+        finally:
+            self.turns.leave(self.age)
 
     def _wanted(self) -> list[str]:
         return sorted(self.spec.silos.names or (m.name for m in self.registry.members()))
 
+    def _missing(self, answers: Answers) -> list[str]:
+        """Who may still take part."""
+        final = [s for s, r in answers.refused.items() if r.code not in LATER]
+        return [n for n in self._wanted() if n not in answers.accepted and n not in final]
+
+    def _claim(self, answers: Answers) -> bool:
+        """Whether enough silos are connected to begin with."""
+        missing = self._missing(answers)
+        busy = [s for s in missing if s in answers.refused and answers.refused[s].code is Code.BUSY]
+        here = sum(map(self.registry.is_here, [*missing, *answers.accepted]))
+        ready = here >= answers.minimum(self.spec)
+        self.turns.claim(self.age, Claim(frozenset(missing), frozenset(busy), ready))
+        return ready
+
+    def _give_way(self, inquiry: Inquiry[JoinReply], asked: set[str], answers: Answers) -> None:
+        # Also silos that have not been asked: they may have joined when an earlier process of this server asked.
+        for silo in self.turns.owed(self.age) & {*self._wanted()} - self.let_go:
+            inquiry.withdraw([silo])
+            answers.accepted.pop(silo, None)
+            asked.discard(silo)
+            self.let_go.add(silo)
+            self.release(silo)
+
     def _ask(self, inquiry: Inquiry[JoinReply], asked: set[str], answers: Answers) -> None:
         now = time.monotonic()
         again = {silo for silo, at in answers.later.items() if at <= now}
-        names = [n for n in self._wanted() if n not in asked or n in again]
+        taken = {*self.turns.ahead(self.age), *self.turns.owed(self.age)}
+        names = [n for n in self._wanted() if (n not in asked or n in again) and n not in taken]
         members = [m for m in map(self.registry.member, names) if m is not None]
         for member in members:
             answers.later.pop(member.name, None)
             asked.add(member.name)
+            self.let_go.discard(member.name)
         if members:
             inquiry.ask(members, self.request)
 
     def _done(self, answers: Answers, asked: set[str], waited_s: float) -> bool:
         minimum = answers.minimum(self.spec)
         enough = len(answers.accepted) >= minimum
-        final = [s for s, r in answers.refused.items() if r.code not in _LATER]
-        missing = [n for n in self._wanted() if n not in answers.accepted and n not in final]
+        missing = self._missing(answers)
         if enough and (not missing or waited_s >= self.spec.silos.join_timeout_s):
             return True
         if not enough and not missing and asked:
             said = answers.refusals() or "nobody else is enrolled"
             raise RunFailed(f"{len(answers.accepted)} of at least {minimum} silos take part ({said})")
         if waited_s >= self.spec.silos.wait_s:
-            raise RunFailed(
-                f"{len(answers.accepted)} of at least {minimum} silos take part; "
-                f"no answer from {', '.join(missing) or 'any other silo'} in {waited_s:.0f} s"
-            )
-        self.waiting(missing, minimum)
+            said = "; ".join(f"{s}: {answers.refused.get(s, 'no answer')}" for s in missing)
+            have = f"{len(answers.accepted)} of at least {minimum} silos take part after {waited_s:.0f} s"
+            raise RunPaused(f"{have} ({said or 'nobody else is enrolled'})", "too_few_silos")
+        ahead = self.turns.ahead(self.age)
+        self.waiting(missing, minimum, next((ahead[s] for s in missing if s in ahead), None))
         return False
 
 
@@ -154,7 +198,7 @@ def _most_common(values: Mapping[str, str], what: str) -> str:
     return ranked[0][0] if ranked else ""
 
 
-def _unusable(reply: JoinReply) -> Reason | None:
+def unusable(reply: JoinReply) -> Reason | None:
     """A layout that makes no sense is a message that makes no sense."""
     try:
         layout = layout_from_wire(reply.layout)
@@ -166,7 +210,9 @@ def _unusable(reply: JoinReply) -> Reason | None:
 def first_weights(
     inquiry: Inquiry[WeightsReply], question: WeightsRequest, members: Sequence[Member], size: int, timeout_s: float
 ) -> Vector:
-    """The initial weights from the first of `members` that sends them: all build the same from the run's seed."""
+    """The initial weights from the first of `members` that sends them: all build the same from the run's seed.
+    RunFailed if all of them can't, RunPaused if some did not answer."""
+    said: dict[str, Reason] = {}
     for member in members:
         inquiry.ask([member], question)
         deadline = time.monotonic() + timeout_s
@@ -176,5 +222,12 @@ def first_weights(
                     try:
                         return given.parcel.vector(size)
                     except WireError:
-                        continue
-    raise RunFailed("no silo sent the initial weights")
+                        said[given.silo] = Reason.of(Code.MESSAGE_INVALID)
+                else:
+                    said[given.silo] = given.failed
+        said.setdefault(member.name, Reason.of(Code.NO_ANSWER))
+    why = "; ".join(f"{silo}: {reason}" for silo, reason in sorted(said.items()))
+    text = f"no silo sent the initial weights ({why or 'none of them is enrolled now'})"
+    if said and all(reason.code not in PASSING for reason in said.values()):
+        raise RunFailed(text)
+    raise RunPaused(text, "too_few_silos")

@@ -14,17 +14,17 @@ from dataclasses import dataclass, field
 from fedplat.errors import LayoutError, WireError
 from fedplat.metrics import MetricSums, add_sums, summarise
 from fedplat.params import Layout, Vector
-from fedplat.reasons import Code, Reason
+from fedplat.reasons import LATER, PASSING, Code, Reason
 from fedplat.spec import RunSpec
 from fedplat.wire.messages import EvaluateReply, EvaluateRequest, Timings, TrainReply, TrainRequest
 from fedplat_server.aggregation import Update, UpdateError, update_norm, weighted_mean
 from fedplat_server.checkpoints import Checkpoints
-from fedplat_server.exchange import Given, Inquiry
-from fedplat_server.recruiting import RunFailed
+from fedplat_server.exchange import Attendance, Given, Inquiry
+from fedplat_server.recruiting import RunFailed, RunPaused
 from fedplat_server.registry import Member
 from fedplat_server.staging import Staging
 from fedplat_server.stopping import kl_divergence
-from fedplat_server.store import Evaluation, SiloRoundFields, Split, Store
+from fedplat_server.store import Evaluation, RunSiloState, SiloRoundFields, Split, Store
 from fedplat_server.strategies import RunStrategy
 from fedplat_server.transitions import RoundState, SiloRoundState
 
@@ -45,11 +45,12 @@ class RunContext:
 
 @dataclass
 class Uploads:
-    """What has come in one round: updates that can be used, and failures."""
+    """What has come in one round: updates that can be used, failures, and who is away for a while."""
 
     layout: Layout
     updates: dict[str, Given[TrainReply]] = field(default_factory=dict)
     failed: dict[str, Reason] = field(default_factory=dict)
+    away: dict[str, Reason] = field(default_factory=dict)
 
     @classmethod
     def staged(cls, context: RunContext, task: RoundTask) -> Uploads:
@@ -74,6 +75,8 @@ class Uploads:
                 reason = Reason.of(Code.MESSAGE_INVALID)
         if reason is None:
             self.updates[given.silo] = given
+        elif reason.code in LATER:
+            self.away[given.silo] = reason
         else:
             self.failed[given.silo] = reason
 
@@ -106,36 +109,44 @@ def run_round(
     task: RoundTask,
     members: Sequence[Member],
     inquiry: Inquiry[TrainReply],
+    attendance: Attendance,
     waiting: Callable[[Sequence[str], int], None],
 ) -> RoundResult:
-    """One round among `members`, or the rest of one that was begun. RunFailed if too few updates can come; `waiting`
-    hears whom the round waits for."""
+    """One round among `members`, or the rest of one that was begun. RunPaused if too few updates have come, RunFailed
+    if no more can; `waiting` hears whom the round waits for."""
     begun = time.monotonic()
     number = task.number
     row = context.store.rounds.open(run_id=context.run_id, number=number, step=task.step, roster=task.roster)
     uploads = Uploads.staged(context, task)
     if row.state is RoundState.TRAINING:
+        for silo in {*task.roster} - {m.name for m in members} - uploads.updates.keys():
+            uploads.failed[silo] = Reason.of(Code.REVOKED)
+            _note_upload(context, number, silo, uploads)
         missing = [m for m in members if m.name not in uploads.updates]
         if missing:
             inquiry.ask(missing, _question(context, task), task.weights)
-        _collect(context, task, uploads, inquiry, waiting)
-        mean = _fix_cohort(context, task, uploads)
+        waited_s = _collect(context, task, uploads, inquiry, attendance, waiting)
+        mean = _fix_cohort(context, task, uploads, waited_s)
     else:
         mean = _fixed_cohort(context, task, row.cohort, uploads)
     new = context.strategy.step(number, task.weights, mean.vector, mean.total_weight)
     saved = context.checkpoints.save(number, new, context.layout, context.strategy.state())
     parts = [uploads.updates[silo].parcel.body for silo in mean.cohort]
+    evaluations = [*_evaluations(parts, number, mean.divergence)]
     context.store.rounds.commit(
         run_id=context.run_id,
         number=number,
         cohort=mean.cohort,
         weights_path=str(saved.path),
         weights_sha256=saved.sha256,
-        evaluations=[*_evaluations(parts, number, mean.divergence)],
+        evaluations=evaluations,
         silo_rounds=_silo_rounds(context, uploads, task.roster),
         update_norm=update_norm(mean.vector),
         seconds=time.monotonic() - begun,
     )
+    for found in evaluations:
+        sent = [p.silo for p in parts if (p.evaluated if found.split is Split.TEST else p.trained) is not None]
+        _note_left_out(context, found, sent)
     _note_tests(context, number - 1, [(p.silo, p.evaluated) for p in parts if p.evaluated and p.share_metrics])
     context.staging.clear()
     missed = tuple(s for s in task.roster if s not in mean.cohort and s not in uploads.failed)
@@ -160,26 +171,52 @@ def _collect(
     task: RoundTask,
     uploads: Uploads,
     inquiry: Inquiry[TrainReply],
+    attendance: Attendance,
     waiting: Callable[[Sequence[str], int], None],
-) -> None:
-    """Until all have answered, or the timeout has passed with the minimum there."""
+) -> float:
+    """Until all have answered, or the timeout has passed with the minimum there; returns the seconds that it took. Who
+    is away for a while is waited for below the minimum only, and asked again when it is back."""
     for silo in uploads.updates:
         _note_upload(context, task.number, silo, uploads)
     begun = time.monotonic()
     timeout_s, patience_s = context.spec.rounds.timeout_s, context.spec.silos.wait_s
-    while inquiry.waiting_for:
+    while True:
         waited_s = time.monotonic() - begun
         enough = len(uploads.updates) >= context.minimum
-        if waited_s >= (timeout_s if enough else max(timeout_s, patience_s)):
-            break
-        if not enough and len(uploads.updates) + len(inquiry.waiting_for) < context.minimum:
-            break
+        open_silos = inquiry.waiting_for if enough else (*inquiry.waiting_for, *uploads.away)
+        hopeless = len(uploads.updates) + len(open_silos) < context.minimum
+        if not open_silos or hopeless or waited_s >= (timeout_s if enough else max(timeout_s, patience_s)):
+            return waited_s
         for given in inquiry.answers(min(1.0, max(0.0, timeout_s - waited_s) or 1.0)):
             uploads.take(given, task.number)
+            if given.silo in uploads.away:
+                attendance.lost(given.silo, uploads.away[given.silo])
+                continue
             if given.silo in uploads.updates:
                 context.staging.put(given.silo, given.parcel)
             _note_upload(context, task.number, given.silo, uploads)
-        waiting(inquiry.waiting_for, len(uploads.updates))
+        if uploads.away and (back := [m for m in attendance.present() if m.name in uploads.away]):
+            uploads.away = {s: r for s, r in uploads.away.items() if s not in {m.name for m in back}}
+            inquiry.ask(back, _question(context, task), task.weights)
+        waiting((*inquiry.waiting_for, *uploads.away), len(uploads.updates))
+
+
+def _check_enough(context: RunContext, task: RoundTask, uploads: Uploads, waited_s: float) -> None:
+    """RunPaused or RunFailed if the minimum is not there."""
+    have = len(uploads.updates)
+    if have >= context.minimum:
+        return
+    missing = uploads.away | uploads.failed
+    silent = [s for s in task.roster if s not in uploads.updates and s not in missing]
+    if waited_s >= context.spec.rounds.timeout_s:
+        missing |= dict.fromkeys(silent, Reason.of(Code.NO_ANSWER))
+    why = "; ".join(f"{silo}: {reason}" for silo, reason in sorted(missing.items()))
+    text = f"round {task.number} has updates of {have} of at least {context.minimum} silos after {waited_s:.0f} s"
+    for_good = {silo for silo, reason in missing.items() if reason.code not in PASSING}
+    away = {s.silo_name for s in context.store.runs.silos(context.run_id) if s.state is RunSiloState.AWAY}
+    if len({*task.roster} - for_good | away) < context.minimum:
+        raise RunFailed(f"{text} ({why})")
+    raise RunPaused(f"{text} ({why})", "too_few_silos")
 
 
 def _note_upload(context: RunContext, number: int, silo: str, uploads: Uploads) -> None:
@@ -210,13 +247,12 @@ class _Mean:
     divergence: float | None
 
 
-def _fix_cohort(context: RunContext, task: RoundTask, uploads: Uploads) -> _Mean:
+def _fix_cohort(context: RunContext, task: RoundTask, uploads: Uploads, waited_s: float) -> _Mean:
     """The cohort and its mean, written down before anything follows from it. An update that is not finite, or too
-    large, costs that silo its round, not the run."""
+    large, costs that silo its round, not the run. RunPaused or RunFailed if the minimum is not there."""
     while True:
+        _check_enough(context, task, uploads, waited_s)
         cohort = uploads.cohort(task.roster)
-        if len(cohort) < context.minimum:
-            raise RunFailed(_too_few(context, task.number, cohort, uploads))
         try:
             mean = _mean(context, cohort, uploads)
             break
@@ -259,12 +295,6 @@ def _update(given: Given[TrainReply], size: int) -> Update:
     return Update(given.silo, given.parcel.body.weight, given.parcel.vector(size))
 
 
-def _too_few(context: RunContext, number: int, cohort: Sequence[str], uploads: Uploads) -> str:
-    why = "; ".join(f"{silo}: {reason}" for silo, reason in sorted(uploads.failed.items()))
-    have = f"round {number} has updates of {len(cohort)} of at least {context.minimum} silos"
-    return f"{have} ({why or 'no answer from the others'})"
-
-
 def _evaluations(parts: Sequence[TrainReply], number: int, divergence: float | None) -> Iterable[Evaluation]:
     """Metrics belong to the weights that they were measured on: tests in round r are of the weights of r - 1."""
     tested = [(p.silo, p.evaluated) for p in parts if p.evaluated is not None]
@@ -298,12 +328,19 @@ def evaluation(
     )
 
 
+def _note_left_out(context: RunContext, found: Evaluation, sent: Sequence[str]) -> None:
+    why = "its sums have another shape than the others'"
+    detail = {"round": found.round_number, "split": found.split, "why": why}
+    note, kind = context.store.events.append, "metrics.left_out"
+    for silo in sorted({*sent} - {*found.silos}):
+        note(kind=kind, actor="server", run_id=context.run_id, silo_name=silo, detail=detail)
+
+
 def _silo_rounds(context: RunContext, uploads: Uploads, roster: Sequence[str]) -> dict[str, SiloRoundFields]:
-    missed = _absent(SiloRoundState.MISSED, Reason.of(Code.NO_ANSWER))
-    return {
-        silo: _silo_round(context, uploads.updates[silo]) if silo in uploads.updates else missed
-        for silo in roster
-        if silo not in uploads.failed
+    missed = (s for s in roster if s not in uploads.updates and s not in uploads.failed)
+    silent = Reason.of(Code.NO_ANSWER)
+    return {silo: _silo_round(context, given) for silo, given in uploads.updates.items()} | {
+        silo: _absent(SiloRoundState.MISSED, uploads.away.get(silo, silent)) for silo in missed
     }
 
 
@@ -357,6 +394,7 @@ def closing_evaluation(
         if shared:
             found = evaluation(shared, number, Split.TEST)
             context.store.rounds.record_evaluation(run_id=context.run_id, evaluation=found)
+            _note_left_out(context, found, [silo for silo, _ in shared])
     except (WireError, LayoutError) as error:
         raise RunFailed(f"the closing evaluation makes no sense: {error.message}") from None
     _note_tests(context, number, [(silo, s) for silo, s in shared if replies[silo].share_metrics])

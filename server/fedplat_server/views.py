@@ -110,6 +110,8 @@ def silo_words(silo: RunSilo, live: RunLive | None, registry: Registry, run_id: 
         return f"refused: {text}" + (f" ({hint})" if hint else "")
     if live is None:
         return "done"
+    if silo.state == "away" and silo.reason_code != "no_answer":
+        return f"away: {(silo.reason or {}).get('text')} ({(silo.reason or {}).get('hint')})"
     if name in live.waiting_for:
         return waiting_words(name, live, registry, run_id)
     if silo.state == "away":

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from sqlalchemy import Connection
 from fedplat import durable
 from fedplat.identity import fingerprint, load_public, new_key, public_pem
 from fedplat.params import Layout, Parameter, Vector
+from fedplat.reasons import Reason
 from fedplat.spec import RunSpec, parse_spec
 from fedplat.wire.codec import Parcel
 from fedplat.wire.messages import TrainReply, TrainRequest
@@ -28,6 +30,7 @@ from fedplat_server.store import Store, open_store
 from fedplat_server.store.session import Database
 from fedplat_server.strategies import make_strategy
 from fedplat_server.transitions import RoundState, RunState, SiloRoundState
+from fedplat_server.turns import Turns
 from tests.support.crashes import Crash, CrashingFilesystem
 
 SIZE = 5
@@ -69,6 +72,19 @@ class Answering:
         update = np.full(SIZE, 0.1 * (1 + SILOS.index(silo)) * self.number, dtype=np.float32)
         reply = TrainReply(run="r-1", silo=silo, round=self.number, step=self.step, weight=1.0)
         return [Given(silo, Parcel(reply, update.tobytes()))]
+
+
+@dataclass
+class Everybody:
+    """Nobody is ever away."""
+
+    members: Sequence[Member]
+
+    def lost(self, silo: str, reason: Reason) -> None:
+        raise AssertionError(f"{silo}: {reason}")
+
+    def present(self) -> Sequence[Member]:
+        return self.members
 
 
 class World:
@@ -125,7 +141,8 @@ class World:
         members = [Member(name, 1, "", new_key().public_key()) for name in SILOS]
         task = RoundTask(number, step, weights, SILOS)
         try:
-            return run_round(context, task, members, Answering(), lambda *_: None).weights  # type: ignore[arg-type]
+            parts: Any = (Answering(), Everybody(members))
+            return run_round(context, task, members, *parts, lambda *_: None).weights
         except RoundLost as lost:
             context.store.rounds.abandon(run_id="r-1", number=number, detail={"why": str(lost)})
             return self._round(context, number, weights)
@@ -236,8 +253,11 @@ def test_a_silo_that_failed_in_the_open_round_is_not_asked_again(tmp_path: Path)
     store = open_store(world.url)
     store.rounds.open(run_id="r-1", number=1, step=1, roster=SILOS)
     store.rounds.silo_round(run_id="r-1", number=1, silo_name="silo-b", state=SiloRoundState.FAILED)
-    driver = RunDriver("r-1", world.spec, None, store, None, None, lambda *_: "")  # type: ignore[arg-type]
-    task = driver._open_task(1, np.zeros(SIZE, np.float32))
-    store.close()
+    parts: Any = (None, store, None, None, Turns(), lambda *_: "")
+    driver = RunDriver("r-1", world.spec, *parts)
+    task = driver._open_task(1, np.zeros(SIZE, np.float32), minimum=1)
     assert task is not None
     assert (task.step, task.roster) == (1, ("silo-a",))
+    assert driver._open_task(1, np.zeros(SIZE, np.float32), minimum=2) is None, "it is begun again, with all of them"
+    assert store.rounds.list("r-1")[0].state is RoundState.ABANDONED
+    store.close()

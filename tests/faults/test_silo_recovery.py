@@ -97,6 +97,9 @@ class InProcess:
             self._session.evaluate(Command(kind="evaluate", round=order.round), weights.copy()).evaluated, Timings()
         )
 
+    def cancel(self) -> None:
+        """Nothing to end."""
+
     def close(self) -> None:
         """Nothing to end."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import selectors
 import shutil
@@ -37,7 +38,7 @@ class Crew:
 
     def __init__(self, plan: TrainingPlan, log: Path, fds: tuple[int, int], wake: socket.socket) -> None:
         self._plan, self._log, self._fds = plan, log, fds
-        self._folder = Path(tempfile.mkdtemp(prefix="fedplat-"))
+        self._folder = Path(tempfile.mkdtemp(prefix=_prefix(plan.run_dir.parent)))
         # the kernel ends a child with the *thread* that started it, so that thread has to stay
         self._starter = ThreadPoolExecutor(1, "fedplat-starter")
         self._selector = selectors.DefaultSelector()
@@ -193,6 +194,18 @@ class Crew:
         for _, event in events:
             if isinstance(event, Exited) and event.statuses:
                 self._exits[event.generation] = min(event.statuses.values())  # a signal before what followed from it
+
+
+def remove_leftover_crews(runs: Path) -> None:
+    """Removes the sockets' folders of killed processes whose runs were in this folder. Needs the lock on it."""
+    for folder in Path(tempfile.gettempdir()).glob(f"{_prefix(runs)}*"):
+        if folder.lstat().st_uid == os.getuid():
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _prefix(runs: Path) -> str:
+    """The place of the runs is in the name: a socket's path has to be short, so it cannot be in the silo's home."""
+    return f"fedplat-{hashlib.sha256(os.fsencode(runs.resolve())).hexdigest()[:16]}-"
 
 
 def _hello(channel: Channel) -> Hello | None:

@@ -51,6 +51,10 @@ class FakeWorkers:
         self.cast.did.append(f"evaluate {order.round}")
         return EvaluateResult(SUMS, Timings(evaluating_s=0.5))
 
+    def cancel(self) -> None:
+        self.cast.did.append("cancel")
+        self.closed.set()
+
     def close(self) -> None:
         self.cast.did.append("close")
         self.closed.set()

@@ -282,9 +282,19 @@ def test_weights_of_another_size_are_a_bad_message(silo: Silo) -> None:
 
 
 def test_a_run_that_was_never_joined_and_one_of_another_spec_get_nothing(silo: Silo) -> None:
-    assert failed(silo.train(make_spec()).body) is Code.MESSAGE_INVALID
+    assert failed(silo.train(make_spec()).body) is Code.NOT_JOINED
     silo.join(make_spec())
     assert failed(silo.train(make_spec(seed=2)).body) is Code.SPEC_MISMATCH
+
+
+def test_a_broken_list_of_datasets_is_a_reason_and_the_log_names_the_file(
+    silo: Silo, caplog: pytest.LogCaptureFixture
+) -> None:
+    silo.home.datasets.write_text("heart = ")
+    reply = silo.join(make_spec())
+    assert reply.failed == Reason.of(Code.DATASET_UNREADABLE, dataset="heart")
+    assert f"{silo.home.datasets} cannot be read" in caplog.text
+    assert not any(record.exc_info for record in caplog.records)
 
 
 def test_what_nobody_foresaw_leaves_as_a_code_alone(silo: Silo, caplog: pytest.LogCaptureFixture) -> None:

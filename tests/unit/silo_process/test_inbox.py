@@ -16,7 +16,15 @@ from fedplat.errors import ConflictError, ConnectionLostError
 from fedplat.home import SiloHome
 from fedplat.reasons import Code
 from fedplat.wire.codec import from_record, to_record
-from fedplat.wire.messages import JoinReply, JoinRequest, Request, TrainReply, TrainRequest
+from fedplat.wire.messages import (
+    EvaluateReply,
+    EvaluateRequest,
+    JoinReply,
+    JoinRequest,
+    Request,
+    TrainReply,
+    TrainRequest,
+)
 from fedplat_silo import inbox as inbox_module
 from fedplat_silo.backoff import Backoff
 from fedplat_silo.client_app import make_client_app
@@ -164,6 +172,66 @@ def test_a_newer_message_of_the_run_ends_the_sending_of_the_older_reply(desk: De
     desk.inbox.pull()
     until(lambda: len(desk.fleet.replies) == 2)
     assert desk.fleet.replies[-1].metadata.reply_to_message_id == "m-2"
+
+
+def busy_with_round_1(desk: Desk) -> None:
+    joined(desk)
+    desk.cast.busy = threading.Event()
+    desk.fleet.send("m-1", train_request(1), weights=True)
+    desk.inbox.pull()
+    assert desk.cast.busy.wait(5)
+    desk.cast.busy = None
+
+
+def test_a_later_round_ends_the_training_of_an_earlier_one(desk: Desk) -> None:
+    busy_with_round_1(desk)
+    desk.fleet.send("m-2", train_request(2), weights=True)
+    desk.inbox.pull()
+    until(lambda: len(desk.fleet.replies) == 2 and desk.inbox.holding() == ())
+    assert desk.fleet.replies[-1].metadata.reply_to_message_id == "m-2"
+    assert desk.cast.did == ["start", "train 1", "cancel", "train 2"]
+
+
+def test_the_closing_evaluation_ends_the_training_too(desk: Desk) -> None:
+    busy_with_round_1(desk)
+    desk.fleet.send("m-2", EvaluateRequest(run="r-1", spec_hash=SPEC.hash, round=1), weights=True)
+    desk.inbox.pull()
+    until(lambda: len(desk.fleet.replies) == 2)
+    assert from_record(desk.fleet.replies[-1].content, EvaluateReply).body.failed is None
+    assert desk.cast.did == ["start", "train 1", "cancel", "evaluate 1"]
+
+
+def test_the_same_round_again_does_not_end_its_training(desk: Desk) -> None:
+    busy_with_round_1(desk)
+    again = train_request(1).model_copy(update={"step": 2})
+    desk.fleet.send("m-2", again, weights=True)
+    desk.inbox.pull()
+    until(lambda: desk.inbox.holding() == ("m-1", "m-2"))
+    time.sleep(0.1)
+    assert desk.cast.did == ["start", "train 1"]
+    desk.inbox.end("r-1")
+    until(lambda: desk.inbox.holding() == ())
+
+
+def test_of_several_rounds_that_wait_only_the_last_is_trained(desk: Desk) -> None:
+    busy_with_round_1(desk)
+    opened = threading.Event()
+    real_open = desk.fleet.open
+
+    def slow(delivery: Any) -> Message:
+        opened.wait(5)
+        return real_open(delivery)
+
+    desk.fleet.open = slow  # type: ignore[method-assign]
+    desk.inbox.pull()
+    for number in (2, 3):
+        desk.fleet.send(f"m-{number}", train_request(number), weights=True)
+        desk.inbox.pull()
+    opened.set()
+    until(lambda: desk.inbox.holding() == ())
+    assert desk.fleet.replies[-1].metadata.reply_to_message_id == "m-3"
+    assert desk.cast.did[-1] == "train 3"
+    assert len(desk.cast.did) <= 6
 
 
 def test_other_runs_are_told_that_it_is_busy_while_it_trains(desk: Desk) -> None:
