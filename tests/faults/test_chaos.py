@@ -1,16 +1,36 @@
-"""Ten kills at random moments of randomly chosen processes, with the acceptance of the campaign."""
+"""Kills at random moments of randomly chosen processes, with the acceptance of the campaigns."""
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
+from tests.faults.campaign import STATES
 from tests.faults.chaos import run_campaign
+from tests.faults.losses import run_losses
+
+
+def check(result: dict[str, Any], kills: int) -> None:
+    assert result["kills"] == kills, result
+    assert set(STATES) <= set(result["kills_by_state"]), result
+    assert (result["gaps"], result["orphans"], result["bit_identical"]) == (0, 0, True), result
+
+
+def test_ten_kills_change_nothing() -> None:
+    check(run_campaign(kills=10, seed=1, rounds=12, steps=200), 10)
 
 
 @pytest.mark.slow
-def test_ten_kills_change_nothing() -> None:
-    result = run_campaign(kills=10, seed=1, rounds=12, steps=1500)
-    assert result["kills"] == 10
-    assert result["gaps"] == 0
-    assert result["orphans"] == 0
-    assert result["bit_identical"]
+def test_thirty_kills_change_nothing() -> None:
+    check(run_campaign(kills=30, seed=2, rounds=20, steps=1500), 30)
+
+
+@pytest.mark.slow
+def test_the_others_go_on_without_a_silo_that_is_lost_for_good() -> None:
+    result = run_losses(kills=12, lose=1, seed=1, rounds=12, steps=500)
+    assert result["state"] == "finished", result
+    assert result["cohorts"].get(3), result
+    assert (result["gaps"], result["orphans"], result["open_parts"]) == (0, 0, 0), result
+    wrong = (result["too_small"], result["with_the_lost"], result["wrong_hashes"], result["wrong_means"])
+    assert wrong == ([], [], [], []), result
