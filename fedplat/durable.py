@@ -5,12 +5,14 @@ Everything goes through `filesystem`, so that a test can count the steps and fai
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
 import os
 import secrets
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
+from typing import Self, cast
 
 
 class Filesystem:
@@ -18,9 +20,16 @@ class Filesystem:
 
     def open(self, path: Path, mode: int) -> int:
         """Creates a file that does not exist yet and returns its descriptor."""
-        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, mode)
         os.fchmod(fd, mode)  # the umask has no say
         return fd
+
+    def reopen(self, path: Path, mode: int) -> int:
+        """Opens a file for reading and writing, makes it if it is not there, and returns its descriptor."""
+        return os.open(path, os.O_RDWR | os.O_CREAT, mode)
+
+    def truncate(self, fd: int, size_bytes: int) -> None:
+        os.ftruncate(fd, size_bytes)
 
     def write(self, fd: int, data: memoryview) -> int:
         """Writes some of `data` and returns how many bytes."""
@@ -28,6 +37,11 @@ class Filesystem:
 
     def fsync(self, fd: int) -> None:
         os.fsync(fd)
+
+    def start_writeback(self, fd: int) -> None:
+        """Lets the disk begin with what was written, so that fsync finds little left to do. Promises nothing."""
+        if _sync_file_range is not None:
+            _sync_file_range(fd, 0, 0, _SYNC_FILE_RANGE_WRITE)
 
     def rename(self, source: Path, target: Path) -> None:
         os.rename(source, target)
@@ -40,6 +54,20 @@ class Filesystem:
 
 
 filesystem = Filesystem()
+
+_SYNC_FILE_RANGE_WRITE = 2
+_WRITEBACK_BYTES = 32 << 20
+
+
+def _find_sync_file_range() -> Callable[[int, int, int, int], int] | None:
+    function = getattr(ctypes.CDLL(None), "sync_file_range", None)  # Linux has it, other systems need not
+    if function is None:
+        return None
+    function.argtypes = (ctypes.c_int, ctypes.c_int64, ctypes.c_int64, ctypes.c_uint)
+    return cast("Callable[[int, int, int, int], int]", function)
+
+
+_sync_file_range = _find_sync_file_range()
 
 _TEMPORARY = ".{name}.{unique}.part"
 
@@ -54,15 +82,85 @@ def write_atomic_chunks(path: Path, chunks: Iterable[bytes | memoryview], mode: 
 
     Whatever `chunks` raises passes through, and `path` stays as it was.
     """
-    temporary = path.with_name(_TEMPORARY.format(name=path.name, unique=secrets.token_hex(6)))
-    try:
-        _write_new(temporary, chunks, mode)
-        filesystem.rename(temporary, path)
-    except BaseException:
-        with suppress(OSError):
-            filesystem.unlink(temporary)
-        raise
-    _sync_folder(path.parent)
+    with AtomicFile(path, mode) as file:
+        for chunk in chunks:
+            file.write(chunk)
+        file.commit()
+
+
+class AtomicFile:
+    """A file that is written piece by piece and appears under its name only when it is whole. Methods raise OSError."""
+
+    def __init__(self, path: Path, mode: int = 0o600) -> None:
+        self._path = path
+        self._temporary = path.with_name(_TEMPORARY.format(name=path.name, unique=secrets.token_hex(6)))
+        self._fd = filesystem.open(self._temporary, mode)
+        self._is_there = True
+        self._new_bytes = 0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Removes what was not committed."""
+        self._close()
+        if self._is_there:
+            with suppress(OSError):
+                filesystem.unlink(self._temporary)
+
+    def write(self, chunk: bytes | memoryview, at: int | None = None) -> None:
+        """The next bytes, or those from `at` on."""
+        if at is not None:
+            os.lseek(self._fd, at, os.SEEK_SET)
+        rest = memoryview(chunk).cast("B")
+        self._new_bytes += len(rest)
+        while rest:
+            rest = rest[filesystem.write(self._fd, rest) :]
+        if self._new_bytes >= _WRITEBACK_BYTES:
+            filesystem.start_writeback(self._fd)
+            self._new_bytes = 0
+
+    def read(self, start: int, size_bytes: int) -> bytes:
+        """What was written, from `start` on."""
+        return os.pread(self._fd, size_bytes, start)
+
+    def commit(self) -> None:
+        """Replaces what was there; on disk when this returns."""
+        self.sync()
+        self.rename()
+
+    def publish(self) -> None:
+        """Replaces what was there. A kill cannot undo it; a power cut can, before `sync_files`."""
+        self._close()
+        filesystem.rename(self._temporary, self._path)
+        self._is_there = False
+
+    def sync(self) -> None:
+        """What was written is on disk when this returns, under its temporary name."""
+        filesystem.fsync(self._fd)
+        self._close()
+
+    def rename(self) -> None:
+        """Gives a synced file its name; on disk when this returns."""
+        filesystem.rename(self._temporary, self._path)
+        self._is_there = False
+        sync_folder(self._path.parent)
+
+    def _close(self) -> None:
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+
+def sync_files(*paths: Path) -> None:
+    """Published files of one folder are on disk when this returns. Raises OSError."""
+    for path in paths:
+        fd = os.open(path, os.O_RDONLY)
+        try:
+            filesystem.fsync(fd)
+        finally:
+            os.close(fd)
+    sync_folder(paths[0].parent)
 
 
 def make_private_dir(path: Path) -> None:
@@ -75,7 +173,7 @@ def make_private_dir(path: Path) -> None:
     except FileExistsError:  # another process was faster, or a file is in the way
         if not path.is_dir():
             raise
-    _sync_folder(path.parent)
+    sync_folder(path.parent)
 
 
 def remove(path: Path) -> None:
@@ -83,7 +181,7 @@ def remove(path: Path) -> None:
     with suppress(FileNotFoundError):
         filesystem.unlink(path)
     with suppress(FileNotFoundError):  # also when the file is gone: an earlier call may have died in between
-        _sync_folder(path.parent)
+        sync_folder(path.parent)
 
 
 def remove_leftovers(folder: Path) -> None:
@@ -98,19 +196,8 @@ def sha256_file(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _write_new(path: Path, chunks: Iterable[bytes | memoryview], mode: int) -> None:
-    fd = filesystem.open(path, mode)
-    try:
-        for chunk in chunks:
-            rest = memoryview(chunk).cast("B")
-            while rest:
-                rest = rest[filesystem.write(fd, rest) :]
-        filesystem.fsync(fd)
-    finally:
-        os.close(fd)
-
-
-def _sync_folder(path: Path) -> None:
+def sync_folder(path: Path) -> None:
+    """The folder's entries are on disk when this returns. Raises OSError."""
     fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
     try:
         filesystem.fsync(fd)

@@ -28,6 +28,7 @@ from fedplat_silo.membership import Membership, load_membership
 from fedplat_silo.participation import Site
 from fedplat_silo.policy import load_policy
 from fedplat_silo.progress import Reporter
+from fedplat_silo.road import Road
 from fedplat_silo.runs import Runs
 from fedplat_silo.status import Status, silo_home, status_file, write_status
 from fedplat_silo.supernode import Fleet
@@ -90,7 +91,14 @@ class SiloProcess:
         tls = tls_for(membership.ca_pem)
         self._server = Server(address, tls, signer)
         self._reporter = Reporter(self._send_progress, self._publish)
-        site = Site(home, WorkerGroup, self._reporter.report, options.num_workers, options.gpus)
+        site = Site(
+            home,
+            WorkerGroup,
+            self._reporter.report,
+            lambda: Road(address, tls, signer),
+            options.num_workers,
+            options.gpus,
+        )
         self._runs = Runs(site)
         fleet = Fleet(address, tls, membership.place.node_id, signer)
         self._inbox = Inbox(fleet, make_client_app(self._runs, home.name), self._runs, self._stop, self._spawn)

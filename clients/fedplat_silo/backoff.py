@@ -17,6 +17,11 @@ class Backoff:
         self._chance = random.SystemRandom()
         self._num_failures = 0
 
+    @property
+    def num_failures(self) -> int:
+        """Since the last time that it worked."""
+        return self._num_failures
+
     def next_s(self) -> float:
         """How long to wait now, in seconds."""
         limit_s: float = min(self._longest_s, self._first_s * 2.0 ** min(self._num_failures, 30))

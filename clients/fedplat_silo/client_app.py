@@ -11,7 +11,6 @@ from flwr.app import Context, Error, Message, RecordDict
 from flwr.clientapp import ClientApp
 
 from fedplat.errors import PolicyError, WireError
-from fedplat.params import Vector
 from fedplat.reasons import Code, Reason
 from fedplat.wire.codec import RECORD, Parcel, from_record, to_record
 from fedplat.wire.messages import (
@@ -35,7 +34,7 @@ from fedplat_silo.trainer.errors import Cancelled, TrainingFailed
 log = logging.getLogger(__name__)
 
 Asked = TypeVar("Asked", bound=Request)
-Answer = tuple[Reply, Vector | None]
+Answer = tuple[Reply, bytes]
 ERROR_UNREADABLE = 1
 
 
@@ -48,13 +47,12 @@ def make_client_app(runs: Runs, silo: str) -> ClientApp:
 
     @app.query("join")
     def join(message: Message, _context: Context) -> Message:
-        return answer(message, JoinRequest, lambda parcel: (runs.join(parcel.body), None))
+        return answer(message, JoinRequest, lambda parcel: (runs.join(parcel.body), b""))
 
     @app.query("weights")
     def weights(message: Message, _context: Context) -> Message:
         def handle(parcel: Parcel[WeightsRequest]) -> Answer:
-            part = runs.find(parcel.body.run, parcel.body.spec_hash)
-            return WeightsReply(run=parcel.body.run, silo=silo), part.initial_weights()
+            return runs.find(parcel.body.run, parcel.body.spec_hash).initial_weights()
 
         return answer(message, WeightsRequest, handle)
 
@@ -71,7 +69,7 @@ def make_client_app(runs: Runs, silo: str) -> ClientApp:
         def handle(parcel: Parcel[EvaluateRequest]) -> Answer:
             runs.check_paused()
             part = runs.find(parcel.body.run, parcel.body.spec_hash)
-            return part.evaluate(parcel, _exchange(context)), None
+            return part.evaluate(parcel, _exchange(context)), b""
 
         return answer(message, EvaluateRequest, handle)
 
@@ -112,16 +110,16 @@ def _answer(message: Message, kind: type[Asked], silo: str, handle: Callable[[Pa
         log.warning("a message of the server cannot be read: %s", error.message)
         return Message(Error(ERROR_UNREADABLE, Code.MESSAGE_INVALID.value), reply_to=message)
     try:
-        reply, vector = handle(parcel)
+        reply, buffer = handle(parcel)
     except Cancelled:
         raise
     except Exception as error:  # the boundary: beyond it there are reasons only
         reason = _reason(parcel.body, error)
-        reply, vector = _failed(parcel.body, silo, reason), None
+        reply, buffer = _failed(parcel.body, silo, reason), b""
         log.warning("run %s: %s", parcel.body.run, reason)
         unforeseen = error if reason.code is Code.INTERNAL else None
         log.debug("run %s, %s: %s", parcel.body.run, parcel.body.kind, error, exc_info=unforeseen)
-    return Message(to_record(reply, vector), reply_to=message)
+    return Message(to_record(reply, buffer), reply_to=message)
 
 
 def _reason(request: Request, error: Exception) -> Reason:

@@ -14,7 +14,7 @@ from fedplat.errors import IdentityError, NotFoundError
 from fedplat.home import SiloHome
 from fedplat.identity import ca_fingerprint, fingerprint, load_key, save_key
 from fedplat.identity.keys import read_private
-from fedplat.wire.messages import Digest
+from fedplat.wire.buffers import Digest
 
 _AGAIN = "Run `fedplat client join` again with the --invite; it may be the same one."
 

@@ -6,18 +6,22 @@ import hashlib
 import logging
 import os
 import threading
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from fedplat import __version__
-from fedplat.errors import DataError
+from fedplat.errors import DataError, WireError
 from fedplat.home import SiloHome
 from fedplat.metrics import MetricSums
 from fedplat.params import Vector
 from fedplat.reasons import Code, Reason
 from fedplat.spec import RunSpec, Weighting
+from fedplat.wire.buffers import INLINE_BYTES
 from fedplat.wire.codec import Parcel
 from fedplat.wire.http import Phase, Progress
 from fedplat.wire.messages import (
@@ -25,21 +29,26 @@ from fedplat.wire.messages import (
     EvaluateReply,
     EvaluateRequest,
     JoinReply,
+    Reply,
     Timings,
     TrainReply,
     TrainRequest,
+    WeightsReply,
     layout_to_wire,
 )
 from fedplat_silo.data.errors import Refused
 from fedplat_silo.datasets import load_datasets
 from fedplat_silo.policy import Policy
 from fedplat_silo.records import forget_checkpoint, open_run
-from fedplat_silo.spool import Finished, Order, Spool
+from fedplat_silo.road import Road, forget_fetched
+from fedplat_silo.spool import Finished, Order, Spool, Stored
 from fedplat_silo.tasks.registry import identity
 from fedplat_silo.trainer.errors import Cancelled
 from fedplat_silo.trainer.group import EvaluateOrder, EvaluateResult, Ready, TrainOrder, TrainResult
+from fedplat_silo.trainer.memory import Weights, map_weights
 from fedplat_silo.trainer.plan import TrainingPlan
 
+Answer = TypeVar("Answer", bound=Reply)
 log = logging.getLogger(__name__)
 NO_DATA = "none"  # the dataset of a task that needs none
 
@@ -49,8 +58,8 @@ class Workers(Protocol):
 
     def start(self) -> Ready: ...
     def initial_weights(self) -> Vector: ...
-    def train(self, order: TrainOrder, weights: Vector) -> TrainResult: ...
-    def evaluate(self, order: EvaluateOrder, weights: Vector) -> EvaluateResult: ...
+    def train(self, order: TrainOrder, weights: Weights) -> TrainResult: ...
+    def evaluate(self, order: EvaluateOrder, weights: Weights) -> EvaluateResult: ...
     def cancel(self) -> None: ...
     def close(self) -> None: ...
 
@@ -65,6 +74,7 @@ class Site:
     home: SiloHome
     make_workers: MakeWorkers
     report: Callable[[Progress], None]
+    make_road: Callable[[], Road]
     num_workers: int = 1
     gpus: tuple[int, ...] = ()
 
@@ -86,6 +96,8 @@ class Participation:
         self.policy = policy
         self._site = site
         self._spool = Spool(site.home.spool)
+        self._road = site.make_road()
+        self._transfer_s = 0.0
         self._round = 0
         self._workers: Workers | None = None
         self._ready: Ready | None = None
@@ -116,12 +128,15 @@ class Participation:
             warnings=ready.warnings,
         )
 
-    def initial_weights(self) -> Vector:
-        """The model built from the run's seed."""
-        return self._prepare()[0].initial_weights()
+    def initial_weights(self) -> tuple[WeightsReply, bytes]:
+        """The model built from the run's seed, and its small buffer; a large one is at the server."""
+        weights = self._prepare()[0].initial_weights()
+        stored = self._spool.put_weights(self.run, weights, self.spec.transport.precision)
+        return self._send(WeightsReply(run=self.run, silo=self._site.home.name), 0, stored)
 
-    def train(self, parcel: Parcel[TrainRequest], exchange: Exchange) -> tuple[TrainReply, Vector]:
-        """Trains, and has the update on disk before it returns; asked again, it returns what is on disk."""
+    def train(self, parcel: Parcel[TrainRequest], exchange: Exchange) -> tuple[TrainReply, bytes]:
+        """Trains, and has the update in the spool before anything leaves; asked again, it sends what is there. Returns
+        the reply and its small buffer; a large one is at the server."""
         request = parcel.body
         self._round = request.round
         self._spool.forget_before(self.run, request.round)
@@ -129,23 +144,29 @@ class Participation:
             run=self.run,
             round=request.round,
             spec_hash=request.spec_hash,
-            weights=hashlib.sha256(parcel.buffer).hexdigest(),
+            weights=request.buffer.digest if request.buffer else hashlib.sha256(parcel.buffer).hexdigest(),
         )
         finished = self._spool.get(order)
         if finished is None:
-            finished = self._train(parcel, exchange)
-            self._spool.put(order, finished)
+            finished = self._train(parcel, order, exchange)
         else:
             log.info("run %s: round %d is asked for again, and sent again", self.run, request.round)
         forget_checkpoint(self._site.home, self.run)
-        self._say(Phase.SENDING, 0.0)
-        return finished.reply.model_copy(update={"step": request.step}), finished.update
+        forget_fetched(self._spool.folder(self.run))
+        reply = finished.reply.model_copy(update={"step": request.step})
+        # A large update is on its way while the disk still works on it; the reply, which makes it count, waits.
+        with ThreadPoolExecutor(1) as disk:
+            settled = disk.submit(self._spool.settle, order)
+            sent = self._send(reply, request.step, finished.update)
+            settled.result()
+        return sent
 
     def evaluate(self, parcel: Parcel[EvaluateRequest], exchange: Exchange) -> EvaluateReply:
         """Measures the weights on the silo's test records."""
         self._round = parcel.body.round
         workers, ready = self._prepare()
-        result = workers.evaluate(EvaluateOrder(parcel.body.round), parcel.vector(ready.layout.size))
+        result = workers.evaluate(EvaluateOrder(parcel.body.round), self._weights(parcel, ready))
+        forget_fetched(self._spool.folder(self.run))
         self._say(Phase.SENDING, 0.0)
         return EvaluateReply(
             run=self.run,
@@ -153,25 +174,27 @@ class Participation:
             round=parcel.body.round,
             evaluated=self._shown(result.evaluated),
             share_metrics=self.policy.share_metrics == "per-silo",
-            timings=_timings(result.timings, exchange),
+            timings=self._timings(result.timings, exchange),
         )
 
     def interrupt(self) -> None:
-        """Ends what the workers do now, which raises Cancelled; the next command starts them anew."""
+        """Ends what the workers do now, or a transfer, which raises Cancelled; the next command starts them anew."""
+        self._road.cancel()
         if self._workers is not None:
             self._workers.cancel()
 
     def close(self) -> None:
-        """Ends the workers and what they do; from now on everything raises Cancelled."""
+        """Ends the workers, what they do, and a transfer; from now on everything raises Cancelled."""
         self._over.set()
+        self._road.close()
         if self._workers is not None:
             self._workers.close()
 
-    def _train(self, parcel: Parcel[TrainRequest], exchange: Exchange) -> Finished:
+    def _train(self, parcel: Parcel[TrainRequest], spool_order: Order, exchange: Exchange) -> Finished:
         request = parcel.body
         workers, ready = self._prepare()
         order = TrainOrder(round=request.round, proximal_mu=request.proximal_mu, evaluate=request.evaluate)
-        result = workers.train(order, parcel.vector(ready.layout.size))
+        result = workers.train(order, self._weights(parcel, ready))
         reply = TrainReply(
             run=self.run,
             silo=self._site.home.name,
@@ -182,7 +205,7 @@ class Participation:
             evaluated=self._shown(result.evaluated),
             trained=self._shown(result.trained),
             share_metrics=self.policy.share_metrics == "per-silo",
-            timings=_timings(result.timings, exchange),
+            timings=self._timings(result.timings, exchange),
         )
         log.info(
             "run %s: round %d of %d trained in %.1f s",
@@ -191,7 +214,36 @@ class Participation:
             self.spec.rounds.count,
             result.timings.training_s,
         )
-        return Finished(reply, result.update)
+        return self._spool.put(spool_order, reply, result.update, self.spec.transport.precision)
+
+    def _weights(self, parcel: Parcel[TrainRequest] | Parcel[EvaluateRequest], ready: Ready) -> Weights:
+        """The weights that came with a request, or are fetched now."""
+        ref, size, precision = parcel.body.buffer, ready.layout.size, self.spec.transport.precision
+        if ref is None:
+            return parcel.vector(size, precision)
+        if ref.size_bytes != size * precision.item_bytes:
+            raise WireError(f"weights of {ref.size_bytes} bytes are not {size} numbers in {precision}")
+        folder = self._spool.folder(self.run)
+        with self._moving(Phase.RECEIVING) as report:
+            return map_weights(self._road.fetch(self.run, ref, folder, report), precision)
+
+    def _send(self, reply: Answer, step: int, stored: Stored) -> tuple[Answer, bytes]:
+        """The reply as it leaves: with its buffer beside it, or once the server has the buffer."""
+        with self._moving(Phase.SENDING) as report:
+            if stored.ref.size_bytes <= INLINE_BYTES:
+                return reply, stored.region.read(0, stored.ref.size_bytes)
+            self._road.deliver(self.run, step, stored.region, stored.ref, report)
+        return reply.model_copy(update={"buffer": stored.ref}), b""
+
+    @contextmanager
+    def _moving(self, phase: Phase) -> Iterator[Callable[[float], None]]:
+        """Says how far a transfer is, and takes its time."""
+        self._say(phase, 0.0)
+        begun_s = time.monotonic()
+        try:
+            yield lambda share: self._say(phase, share)
+        finally:
+            self._transfer_s += time.monotonic() - begun_s
 
     def _prepare(self) -> tuple[Workers, Ready]:
         """The workers, started when they are not there: at the join, or after a restart of this process."""
@@ -235,6 +287,12 @@ class Participation:
     def _count(self, ready: Ready) -> int | None:
         return ready.num_train if self.policy.share_counts else None
 
+    def _timings(self, timings: Timings, exchange: Exchange) -> Timings:
+        """Communicating is also what large buffers took: these weights, and the update before."""
+        communicating_s, self._transfer_s = exchange.communicating_s + self._transfer_s, 0.0
+        more = {"waiting_s": exchange.waiting_s, "communicating_s": communicating_s}
+        return timings.model_copy(update=more)
+
     def _shown(self, sums: MetricSums | None) -> MetricSums | None:
         """The sums, if the policy lets them out."""
         return None if self.policy.share_metrics == "none" else sums
@@ -244,8 +302,3 @@ def threads_per_worker(max_threads: int, num_workers: int) -> int:
     """An equal share of the allowed cores (0: all of this process's), at least one."""
     cores = len(os.sched_getaffinity(0))
     return max(1, min(max_threads or cores, cores) // num_workers)
-
-
-def _timings(timings: Timings, exchange: Exchange) -> Timings:
-    more = {"waiting_s": exchange.waiting_s, "communicating_s": exchange.communicating_s}
-    return timings.model_copy(update=more)

@@ -5,25 +5,30 @@ from __future__ import annotations
 import hashlib
 import logging
 import shutil
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from fedplat.durable import make_private_dir, remove, remove_leftovers, write_atomic_chunks
+from fedplat.bufferfiles import Region, write_buffer
+from fedplat.durable import AtomicFile, make_private_dir, remove, remove_leftovers, sync_files
 from fedplat.names import check_run_id
 from fedplat.params import Vector
-from fedplat.wire.codec import FLOAT32
-from fedplat.wire.messages import Digest, TrainReply
+from fedplat.spec.model import Precision
+from fedplat.wire.buffers import BufferRef, Digest, to_bytes
+from fedplat.wire.messages import TrainReply
 
 log = logging.getLogger(__name__)
 _DIGEST_CHARS = 64
+_BLOCK = 1 << 20  # elements
+_HEADER, _BUFFER = ".update", ".buffer"
+_WEIGHTS_ROUND = 0
 
 
 class Order(BaseModel):
-    """What an update was computed for; anything else is another update. `weights`: SHA-256 of those received."""
+    """What an update was computed for; anything else is another update. `weights`: digest of those received."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -38,74 +43,116 @@ class _Header(BaseModel):
 
     order: Order
     reply: TrainReply
+    ref: BufferRef
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A vector on disk as it is sent, byte for byte."""
+
+    region: Region
+    ref: BufferRef
 
 
 @dataclass(frozen=True)
 class Finished:
-    """A reply, and the update that goes with it (float32, flat)."""
+    """A reply, and the update that goes with it."""
 
     reply: TrainReply
-    update: Vector
+    update: Stored
 
 
 class Spool:
-    """A folder for each run, a file for each round: SHA-256 of the rest, header, update."""
+    """A folder for each run; for each round the update's raw bytes, and then a header that names them: SHA-256 of the
+    rest, JSON."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
 
-    def put(self, order: Order, finished: Finished) -> None:
-        """The update is on disk when this returns. Raises OSError."""
-        path = self._path(order)
-        make_private_dir(path.parent)
-        header = _Header(order=order, reply=finished.reply).model_dump_json(exclude_none=True).encode() + b"\n"
-        update = np.ascontiguousarray(finished.update, dtype=FLOAT32).data.cast("B")
-        digest = hashlib.sha256(header)
-        digest.update(update)
-        write_atomic_chunks(path, (digest.hexdigest().encode() + b"\n", header, update))
+    def folder(self, run: str) -> Path:
+        """Where all of a run is, also what is fetched for it."""
+        return self._folder / check_run_id(run)
+
+    def put(self, order: Order, reply: TrainReply, update: Vector, precision: Precision) -> Finished:
+        """Keeps the update, rounded to `precision`. A kill cannot undo it; a power cut can, before `settle`. Raises
+        OSError."""
+        path = self._path(order.run, order.round, _HEADER)
+        if path.exists():
+            remove(path)  # it would name bytes that are not there any more
+        stored = self._write(order.run, order.round, update, precision)
+        header = _Header(order=order, reply=reply, ref=stored.ref).model_dump_json(exclude_none=True).encode()
+        with AtomicFile(path) as file:
+            file.write(hashlib.sha256(header).hexdigest().encode() + b"\n" + header)
+            file.publish()
+        return Finished(reply, stored)
+
+    def settle(self, order: Order) -> None:
+        """What `put` kept is on disk when this returns. Raises OSError."""
+        sync_files(*(self._path(order.run, order.round, suffix) for suffix in (_BUFFER, _HEADER)))
+
+    def put_weights(self, run: str, weights: Vector, precision: Precision) -> Stored:
+        """The initial weights, kept until the first round. Raises OSError."""
+        return self._write(run, _WEIGHTS_ROUND, weights, precision)
 
     def get(self, order: Order) -> Finished | None:
-        """The update for exactly this order, if it is there whole; a damaged file is removed."""
-        path = self._path(order)
+        """The update for exactly this order, if it is there whole; a damaged one is removed."""
+        path = self._path(order.run, order.round, _HEADER)
         try:
-            content = path.read_bytes()
-        except FileNotFoundError:
-            return None
-        try:
-            header, update = _read(content)
+            header = _read(path)
+            if header is None or header.order != order:
+                return None
+            stored = self._stored(order.run, order.round, header.ref)
+            if not stored.region.is_good(header.ref):
+                raise ValueError("its bytes are others")
         except ValueError as error:
             log.warning("a finished update of run %s, round %d is damaged: it is dropped", order.run, order.round)
             log.debug("%s: %s", path, error)
             remove(path)
+            remove(path.with_suffix(_BUFFER))
             return None
-        return Finished(header.reply, update) if header.order == order else None
+        return Finished(header.reply, stored)
 
     def forget_before(self, run: str, round_number: int) -> None:
         """Removes the updates of earlier rounds: the server has moved on."""
-        folder = self._folder / check_run_id(run)
+        folder = self.folder(run)
         if not folder.is_dir():
             return
         remove_leftovers(folder)
-        for path in folder.glob("*.update"):
+        # headers first: none may name bytes that are gone
+        for path in (*folder.glob(f"*{_HEADER}"), *folder.glob(f"*{_BUFFER}")):
             if path.stem.isdecimal() and int(path.stem) < round_number:
                 remove(path)
 
     def forget(self, run: str) -> None:
         """Removes everything of a run."""
-        shutil.rmtree(self._folder / check_run_id(run), ignore_errors=True)
+        shutil.rmtree(self.folder(run), ignore_errors=True)
 
-    def _path(self, order: Order) -> Path:
-        return self._folder / check_run_id(order.run) / f"{order.round}.update"
+    def _write(self, run: str, round_number: int, vector: Vector, precision: Precision) -> Stored:
+        path = self._path(run, round_number, _BUFFER)
+        make_private_dir(path.parent)
+        return self._stored(run, round_number, write_buffer(path, _blocks(vector, precision)))
+
+    def _stored(self, run: str, round_number: int, ref: BufferRef) -> Stored:
+        return Stored(Region(self._path(run, round_number, _BUFFER), 0, ref.size_bytes), ref)
+
+    def _path(self, run: str, round_number: int, suffix: str) -> Path:
+        return self.folder(run) / f"{round_number}{suffix}"
 
 
-def _read(content: bytes) -> tuple[_Header, Vector]:
+def _blocks(vector: Vector, precision: Precision) -> Iterator[memoryview]:
+    return (to_bytes(vector[start : start + _BLOCK], precision) for start in range(0, vector.size, _BLOCK))
+
+
+def _read(path: Path) -> _Header | None:
     """Raises ValueError for anything that `put` did not write."""
-    rest = memoryview(content)[_DIGEST_CHARS + 1 :]
-    if hashlib.sha256(rest).hexdigest().encode() != content[:_DIGEST_CHARS]:
-        raise ValueError("its SHA-256 is another")
-    end = content.index(b"\n", _DIGEST_CHARS + 1) + 1
     try:
-        header = _Header.model_validate_json(content[_DIGEST_CHARS + 1 : end])
+        content = path.read_bytes()
+    except FileNotFoundError:
+        return None
+    digest, text = content[:_DIGEST_CHARS], content[_DIGEST_CHARS + 1 :]
+    if hashlib.sha256(text).hexdigest().encode() != digest:
+        raise ValueError("its SHA-256 is another")
+    try:
+        return _Header.model_validate_json(text)
     except ValidationError as error:
         raise ValueError("its header is of another version") from error
-    return header, np.frombuffer(content, dtype=FLOAT32, offset=end)

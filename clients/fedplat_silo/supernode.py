@@ -158,7 +158,7 @@ class _Signing:
         begun_s = time.monotonic()
         response = call_next(context)
         if response.status_code == httpx.codes.UNAUTHORIZED:
-            self._signer.clock.learn(response, time.monotonic() - begun_s)
+            self._signer.clock.learn(response.headers.get("date"), time.monotonic() - begun_s)
         return response
 
 

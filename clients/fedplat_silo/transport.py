@@ -10,11 +10,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from email.utils import parsedate_to_datetime
+from http.client import HTTPException
 
 import httpx
 from cryptography.hazmat.primitives.asymmetric import ec
 from pydantic import ValidationError
 
+from fedplat.bufferfiles import DamagedPieceError
 from fedplat.errors import ConflictError, ConnectionLostError, FedplatError, IdentityError, NotFoundError, WireError
 from fedplat.identity import new_nonce, sign_request
 from fedplat.wire.http import PREFIX, HttpBody, Problem
@@ -27,7 +29,7 @@ MAX_ANSWER_BYTES = 1_000_000
 CLOCK_TOLERANCE_S = 2.5  # a Date header has whole seconds; Flower's own limit is 5 s
 CLOCK_LATENCY_S = 1.0
 _HOST_MISMATCH = frozenset({62, 64})  # X509_V_ERR_HOSTNAME_MISMATCH, X509_V_ERR_IP_ADDRESS_MISMATCH
-_NOT_NOW = frozenset({9, 10})  # X509_V_ERR_CERT_NOT_YET_VALID, X509_V_ERR_CERT_HAS_EXPIRED
+_EXPIRED = frozenset({9, 10})  # X509_V_ERR_CERT_NOT_YET_VALID, X509_V_ERR_CERT_HAS_EXPIRED
 
 
 class CertificateError(IdentityError):
@@ -46,16 +48,16 @@ class Clock:
         """Seconds since 1970 on the server's clock."""
         return self._time_s() + self._offset_s
 
-    def learn(self, response: httpx.Response, took_s: float = 0.0) -> None:
-        """Takes over the time of an answer that came just now, if it differs; says so once.
+    def learn(self, date: str | None, took_s: float = 0.0) -> None:
+        """Takes over the time of an answer that came just now (its Date header), if it differs; says so once.
 
         A server dates an answer when the request comes: one that `took_s` long says nothing.
         """
-        if took_s > CLOCK_LATENCY_S:
+        if date is None or took_s > CLOCK_LATENCY_S:
             return
         try:
-            server_s = parsedate_to_datetime(response.headers["date"]).timestamp() + 0.5
-        except (KeyError, ValueError):
+            server_s = parsedate_to_datetime(date).timestamp() + 0.5
+        except ValueError:
             return
         if abs(server_s - self.now_s()) < CLOCK_TOLERANCE_S:
             return
@@ -81,8 +83,11 @@ class Signer:
 
     def headers(self, method: str, target: str, body: bytes) -> dict[str, str]:
         """The headers that sign one request, once."""
-        digest = hashlib.sha256(body).hexdigest()
-        return sign_request(self.key, self.silo, method, target, digest, len(body), self.clock.now_s(), new_nonce())
+        return self.headers_for(method, target, hashlib.sha256(body).hexdigest(), len(body))
+
+    def headers_for(self, method: str, target: str, sha256: str, size_bytes: int) -> dict[str, str]:
+        """As `headers`, for a body whose SHA-256 is known."""
+        return sign_request(self.key, self.silo, method, target, sha256, size_bytes, self.clock.now_s(), new_nonce())
 
 
 def tls_for(ca_pem: str) -> ssl.SSLContext:
@@ -149,7 +154,7 @@ class Server:
             finally:
                 response.close()
         if self._signer is not None:
-            self._signer.clock.learn(response, time.monotonic() - begun_s)
+            self._signer.clock.learn(response.headers.get("date"), time.monotonic() - begun_s)
         return response, answer
 
 
@@ -164,10 +169,10 @@ def _read(response: httpx.Response) -> bytes:
 
 @contextmanager
 def connection_errors(address: str) -> Iterator[None]:
-    """httpx's errors of the connection, in our words."""
+    """Errors of the connection, of httpx as of http.client, in our words. Nothing within may touch the disk."""
     try:
         yield
-    except httpx.TransportError as error:
+    except (httpx.TransportError, HTTPException, OSError) as error:
         refused = _certificate_error(error)
         if refused is not None:
             raise _untrusted(address, refused) from error
@@ -189,7 +194,7 @@ def _untrusted(address: str, error: ssl.SSLCertVerificationError) -> Certificate
             f"the server's certificate is not for the address {address}",
             hint="The server's administrator adds the name: fedplat server start --name HOST.",
         )
-    if error.verify_code in _NOT_NOW:
+    if error.verify_code in _EXPIRED:
         return CertificateError(
             f"the certificate of the server at {address} is not valid now: {error.verify_message}",
             hint="Is this machine's clock right? Else the server must be started anew, which renews it.",
@@ -200,6 +205,7 @@ def _untrusted(address: str, error: ssl.SSLCertVerificationError) -> Certificate
     )
 
 
+_NOT_NOW = frozenset({408, 425, 429})
 _KINDS: dict[str, type[FedplatError]] = {
     "unknown_silo": IdentityError,
     "revoked": IdentityError,
@@ -209,6 +215,7 @@ _KINDS: dict[str, type[FedplatError]] = {
     "clock_skew": ConnectionLostError,
     "replayed": ConnectionLostError,
     "unavailable": ConnectionLostError,
+    "damaged": DamagedPieceError,
 }
 
 
@@ -217,7 +224,7 @@ def problem_of(address: str, status: int, answer: bytes) -> FedplatError:
     try:
         problem = Problem.model_validate_json(answer)
     except ValidationError:
-        if status >= httpx.codes.INTERNAL_SERVER_ERROR:
+        if status in _NOT_NOW or status >= httpx.codes.INTERNAL_SERVER_ERROR:
             return ConnectionLostError(f"the server at {address} is not well (status {status})")
         return WireError(
             f"the server at {address} answers {status}, and not as a fedplat server does",

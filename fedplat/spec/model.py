@@ -52,6 +52,18 @@ class Split(StrEnum):
     GIVEN = "given"
 
 
+class Precision(StrEnum):
+    """How a float32 travels: whole, or as its upper half (bfloat16, rounded to the nearest, ties to even)."""
+
+    FP32 = "fp32"
+    BF16 = "bf16"
+
+    @property
+    def item_bytes(self) -> int:
+        """Bytes of one number."""
+        return 4 if self is Precision.FP32 else 2
+
+
 class TaskSection(Section):
     """The task, by the name under which it is installed at the silos, and its options."""
 
@@ -222,6 +234,12 @@ class TrainingSection(Section):
         return self
 
 
+class TransportSection(Section):
+    """`bf16` halves the bytes of weights and updates on their way; sums and the server's model stay float32."""
+
+    precision: Precision = Precision.FP32
+
+
 class EvaluationSection(Section):
     """`every = k`: silos measure the global model on their test data in every k-th round, and at the end."""
 
@@ -240,6 +258,7 @@ class RunSpec(Section):
     silos: SilosSection = SilosSection()
     strategy: StrategySection = StrategySection()
     training: TrainingSection
+    transport: TransportSection = TransportSection()
     evaluation: EvaluationSection = EvaluationSection()
     checkpoint: CheckpointSection = CheckpointSection()
     stop: StopSection = StopSection()

@@ -88,6 +88,9 @@ class_weights = []  # one weight a class, in the order of the target's categorie
 # local_checkpoint_steps = 1000  # a silo that is killed goes on from its last multiple of these, not from the start
 # max_update_norm = 100.0  # an update above it does not leave the silo: its round is lost, not the run
 
+[transport]
+precision = "fp32"  # "bf16": weights and updates travel as bfloat16, in half the bytes
+
 [evaluation]
 every = 1  # measure the global model on the silos' test data in every round; 5: in every fifth, and at the end
 

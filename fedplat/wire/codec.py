@@ -1,5 +1,5 @@
 """Messages <-> Flower's RecordDict: one ConfigRecord with the message's type, its body as canonical JSON and its
-buffer as raw bytes.
+small buffer as raw bytes.
 
 One record instead of Flower's array records halves the objects (and requests) of a small message.
 """
@@ -9,40 +9,40 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
-import numpy as np
 from flwr.app import ConfigRecord, RecordDict
 from pydantic import ValidationError
 
 from fedplat.canonical import canonical_json
 from fedplat.errors import WireError
 from fedplat.params import Vector
+from fedplat.spec.model import Precision
+from fedplat.wire.buffers import to_vector
 from fedplat.wire.messages import WireMessage
 
 RECORD = "fedplat"
-FLOAT32 = np.dtype("<f4")
 _HINT = "check that both sides run the same version of fedplat"
 Body = TypeVar("Body", bound=WireMessage, covariant=True)
 
 
 @dataclass(frozen=True)
 class Parcel(Generic[Body]):
-    """A message and its buffer (empty where the message has none)."""
+    """A message and the small buffer that rides in it (empty where there is none)."""
 
     body: Body
     buffer: bytes = b""
 
-    def vector(self, size: int) -> Vector:
-        """The buffer as `size` float32, read-only, not copied. WireError if the length differs."""
-        if len(self.buffer) != size * FLOAT32.itemsize:
-            raise WireError(f"{type(self.body).__name__}: a buffer of {len(self.buffer)} bytes, not {size} float32")
-        return np.frombuffer(self.buffer, dtype=FLOAT32)
+    def vector(self, size: int, precision: Precision = Precision.FP32) -> Vector:
+        """The buffer as `size` float32, read-only. WireError if its length differs."""
+        if len(self.buffer) != size * precision.item_bytes:
+            what = f"{size} numbers in {precision}"
+            raise WireError(f"{type(self.body).__name__}: a buffer of {len(self.buffer)} bytes, not {what}")
+        return to_vector(self.buffer, precision)
 
 
-def to_record(body: WireMessage, vector: Vector | None = None) -> RecordDict:
+def to_record(body: WireMessage, buffer: bytes | memoryview = b"") -> RecordDict:
     """A message as Flower carries it."""
-    buffer = b"" if vector is None else np.ascontiguousarray(vector, dtype=FLOAT32).tobytes()
     text = canonical_json(body.model_dump(mode="json", exclude_none=True))
-    return RecordDict({RECORD: ConfigRecord({"type": type(body).__name__, "body": text, "buffer": buffer})})
+    return RecordDict({RECORD: ConfigRecord({"type": type(body).__name__, "body": text, "buffer": bytes(buffer)})})
 
 
 def from_record(record: RecordDict, expected: type[Body]) -> Parcel[Body]:

@@ -7,7 +7,8 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
-from fedplat.wire.messages import Digest, RunId, Short
+from fedplat.wire.buffers import BufferRef, Digest
+from fedplat.wire.messages import RunId, Short
 
 PREFIX = "/v1/fedplat"
 WAKE_TIMEOUT_S = 50.0  # proxies commonly cut what is idle for 60 s
@@ -45,6 +46,7 @@ class Phase(StrEnum):
     EVALUATING = "evaluating"
     TRAINING = "training"
     RESTARTING = "restarting its workers"
+    RECEIVING = "receiving"
     SENDING = "sending"
 
 
@@ -74,6 +76,25 @@ class WakeReply(HttpBody):
     runs: tuple[RunId, ...] = ()
 
 
+BUFFERS = f"{PREFIX}/buffers"
+"""POST: announce an upload. PUT /RUN/STEP?offset=N: its bytes from N to the end of that piece.
+GET /RUN/DIGEST?offset=N: the bytes of a download from N on."""
+
+
+class Announcement(HttpBody):
+    """A buffer that this silo wants to upload for a step of a run (0: the initial weights)."""
+
+    run: RunId
+    step: Annotated[int, Field(ge=0)]
+    buffer: BufferRef
+
+
+class Standing(HttpBody):
+    """How much of an upload the server has: the next byte is at `have_bytes`."""
+
+    have_bytes: Annotated[int, Field(ge=0)]
+
+
 class Problem(HttpBody):
     """An error of ours: a word for programs, a sentence for people."""
 
@@ -90,6 +111,7 @@ class Problem(HttpBody):
         "conflict",
         "refused",
         "unavailable",
+        "damaged",
     ]
     message: str
     hint: str = ""

@@ -1,7 +1,8 @@
 """What server and silo say to each other in a run. Versioned, typed, and refusing what they do not know.
 
 Each request has one reply type. `Reply.failed` is set when the silo could not do what it was asked; then the other
-fields are absent. Buffers (weights, updates) travel beside the message as raw little-endian float32, never in it.
+fields are absent. Buffers (weights, updates) travel beside the message as raw little-endian numbers, never in it:
+small ones in the same record, large ones by a road of their own (`fedplat.wire.buffers`).
 """
 
 from __future__ import annotations
@@ -14,9 +15,9 @@ from fedplat.metrics import MetricSums
 from fedplat.params import Group, Layout, Parameter
 from fedplat.reasons import Reason
 from fedplat.spec.base import PLAIN
+from fedplat.wire.buffers import BufferRef, Digest
 
 RunId = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9-]{0,62}$")]
-Digest = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 Short = Annotated[str, StringConstraints(max_length=200, pattern=PLAIN)]
 Seconds = Annotated[float, Field(ge=0, lt=1e9)]
 Amount = Annotated[int, Field(ge=0, lt=2**53)]
@@ -31,18 +32,21 @@ class WireMessage(BaseModel):
 
 
 class Request(WireMessage):
-    """From the server, about one run."""
+    """From the server, about one run. `buffer`: the large buffer that belongs to it and has to be fetched."""
 
     run: RunId
     spec_hash: Digest
+    buffer: BufferRef | None = None
 
 
 class Reply(WireMessage):
-    """From a silo. `silo` makes equal contents of two silos different objects in the store."""
+    """From a silo. `silo` makes equal contents of two silos different objects in the store. `buffer`: the large buffer
+    that belongs to it and was delivered before."""
 
     run: RunId
     silo: Short
     failed: Reason | None = None
+    buffer: BufferRef | None = None
 
 
 class JoinRequest(Request):

@@ -152,7 +152,9 @@ class Administration:
     def snapshot(self, prefix: str) -> View:
         """A run as it is this moment."""
         run = self.store.runs.resolve(prefix)
-        return snapshot(run, self.coordinator.live(run.id), self.store, self.registry)
+        return snapshot(
+            run, self.coordinator.live(run.id), self.store, self.registry, self.coordinator.road.transfers(run.id)
+        )
 
     def stop(self, prefix: str) -> View:
         """Stop a run for good."""

@@ -27,11 +27,13 @@ from fedplat.identity import (
 )
 from fedplat_server.administration import Administration, ServerIdentity
 from fedplat_server.api.admin import admin_app
+from fedplat_server.api.buffers import BufferRoutes
 from fedplat_server.api.guard import Guard
 from fedplat_server.api.routes import SiloRoutes
 from fedplat_server.api.wake import Bell, Waker
 from fedplat_server.coordinator import Coordinator
 from fedplat_server.registry import Registry
+from fedplat_server.road import Road
 from fedplat_server.settings import Settings
 from fedplat_server.store import Store, open_store
 from fedplat_server.superlink import Link
@@ -62,7 +64,8 @@ def assemble(home: ServerHome, settings: Settings) -> ServerParts:
     store = open_store(settings.database_url(home))
     registry, bell = Registry(), Bell()
     link = Link(on_message=bell.ring)
-    coordinator = Coordinator(home, store, link, registry, on_end=lambda _run: bell.ring_all())
+    road = Road(on_trouble=link.wake_runs)
+    coordinator = Coordinator(home, store, link, road, registry, on_end=lambda _run: bell.ring_all())
     registry.on_change = link.wake_runs
     pem = authority.certificate_pem
     identity = ServerIdentity(settings.address, ca_fingerprint(pem), public_pem(ensure_signing_key(home)))
@@ -71,7 +74,7 @@ def assemble(home: ServerHome, settings: Settings) -> ServerParts:
 
     def silo_app(closing: Callable[[], bool]) -> ASGIApp:
         waker = Waker(registry, bell, link.has_work, coordinator.is_live, closing)
-        routes = SiloRoutes(pem, registry, waker, admin.enrol, admin.leave)
+        routes = SiloRoutes(pem, BufferRoutes(road, registry), registry, waker, admin.enrol, admin.leave)
         return Guard(FleetApp(link), routes.app(), registry, NonceCache())
 
     return ServerParts(settings, store, admin, coordinator, registry, bell, tls, silo_app)

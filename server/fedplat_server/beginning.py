@@ -7,33 +7,31 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-from safetensors.numpy import load as load_safetensors
-
-from fedplat.errors import LayoutError
 from fedplat.home import ServerHome
-from fedplat.params import Layout, Vector
+from fedplat.params import Layout
 from fedplat.reasons import Reason
 from fedplat.spec import RunSpec
 from fedplat.wire.messages import (
     JoinReply,
     JoinRequest,
     WeightsReply,
-    WeightsRequest,
     WireParameter,
     layout_from_wire,
     layout_to_wire,
 )
 from fedplat_server.checkpoints import Checkpoint, CheckpointError, Checkpoints
+from fedplat_server.context import RunContext
 from fedplat_server.exchange import Answer, Inquiry
-from fedplat_server.recruiting import Agreement, Recruiting, RunFailed, agree, first_weights
+from fedplat_server.firstweights import init_fingerprint, save_from_file, save_from_silo
+from fedplat_server.recruiting import Agreement, Recruiting, RunFailed, agree
 from fedplat_server.registry import Member, Registry
-from fedplat_server.rounds import RunContext, told
+from fedplat_server.road import Road
 from fedplat_server.staging import Staging
 from fedplat_server.store import Run, RunSiloState, Store
 from fedplat_server.strategies import make_strategy
 from fedplat_server.superlink import Link
 from fedplat_server.turns import Turns
+from fedplat_server.uploads import told
 
 # (missing, have, minimum, the run that has precedence at one of them)
 Waiting = Callable[[Sequence[str], int, int, str | None], None]
@@ -41,10 +39,10 @@ Waiting = Callable[[Sequence[str], int, int, str | None], None]
 
 @dataclass(frozen=True)
 class Start:
-    """From where the rounds go on: the weights after `committed` rounds, and who takes part."""
+    """From where the rounds go on: the model after `committed` rounds, and who takes part."""
 
     context: RunContext
-    weights: Vector
+    model: Checkpoint
     members: tuple[str, ...]
     committed: int
 
@@ -67,6 +65,7 @@ class Office:
     home: ServerHome
     store: Store
     link: Link
+    road: Road
     registry: Registry
     flower_run: int
     stop: threading.Event
@@ -133,9 +132,10 @@ class Office:
             layout,
             minimum,
             self.store,
-            make_strategy(self.spec, layout),
+            make_strategy(self.spec),
             Checkpoints(self.home.checkpoints(self.run_id), self.spec.hash),
             Staging(self.home.staging(self.run_id)),
+            self.road,
         )
 
 
@@ -145,12 +145,7 @@ def begin(office: Office, run: Run, waiting: Waiting) -> Start:
     inherited = _inherited(office, run)
     minimum, agreement = _recruit(office, run, inherited, waiting)
     context = office.context(agreement.layout, minimum)
-    if inherited is not None:
-        context.strategy.restore(inherited.strategy_state)
-        weights = inherited.weights
-    else:
-        weights = _initial_weights(office, agreement)
-    saved = context.checkpoints.save(run.rounds_committed, weights, agreement.layout, context.strategy.state())
+    model = inherited or _initial(office, context, agreement)
     office.store.runs.set_layout(
         run_id=office.run_id,
         layout={
@@ -158,10 +153,10 @@ def begin(office: Office, run: Run, waiting: Waiting) -> Start:
             "fingerprint": agreement.layout.fingerprint,
             "minimum": minimum,
         },
-        weights_path=str(saved.path),
-        weights_sha256=saved.sha256,
+        weights_path=str(model.path),
+        weights_sha256=model.sha256,
     )
-    return Start(context, weights, agreement.members, run.rounds_committed)
+    return Start(context, model, agreement.members, run.rounds_committed)
 
 
 def resume(office: Office, run: Run) -> Start:
@@ -176,10 +171,9 @@ def resume(office: Office, run: Run) -> Start:
         checkpoint = context.checkpoints.load(run.rounds_committed)
     except CheckpointError as error:
         raise CheckpointLost(error.message, context.checkpoints.latest_good()[0]) from error
-    context.strategy.restore(checkpoint.strategy_state)
     took_part = (RunSiloState.ACCEPTED, RunSiloState.AWAY)
     members = tuple(s.silo_name for s in office.store.runs.silos(office.run_id) if s.state in took_part)
-    return Start(context, checkpoint.weights, members, run.rounds_committed)
+    return Start(context, checkpoint, members, run.rounds_committed)
 
 
 def _inherited(office: Office, run: Run) -> Checkpoint | None:
@@ -207,7 +201,7 @@ def _recruit(office: Office, run: Run, inherited: Checkpoint | None, waiting: Wa
     )
     with office.inquiry(JoinReply) as inquiry:
         answers = recruiting.gather(inquiry)
-    pinned = inherited.layout.fingerprint if inherited else _init_fingerprint(office, answers.accepted)
+    pinned = inherited.layout.fingerprint if inherited else init_fingerprint(_init_path(office), answers.accepted)
     agreement = agree(office.spec, answers.accepted, pinned)
     for silo, reason in agreement.excluded.items():
         office.note_refusal(silo, reason)
@@ -222,32 +216,11 @@ def _init_path(office: Office) -> Path:
     return office.home.run(office.run_id) / "init.safetensors"
 
 
-def _init_fingerprint(office: Office, accepted: dict[str, JoinReply]) -> str | None:
-    """The layout that the init file fits, if there is one: that of the first silo whose parameters it has."""
-    path = _init_path(office)
-    if not path.exists():
-        return None
-    arrays = load_safetensors(path.read_bytes())
-    for silo in sorted(accepted):
-        layout = layout_from_wire(accepted[silo].layout)
-        try:
-            layout.join(arrays)
-        except LayoutError:
-            continue
-        return layout.fingerprint
-    raise RunFailed("the initial weights fit the model of no silo; compare names and shapes of the parameters")
-
-
-def _initial_weights(office: Office, agreement: Agreement) -> Vector:
+def _initial(office: Office, context: RunContext, agreement: Agreement) -> Checkpoint:
+    """The first checkpoint, from the run's init file or from a silo."""
+    context.checkpoints.discard_after(-1)  # a process that was killed here may have left a part of one
     path = _init_path(office)
     if path.exists():
-        weights = agreement.layout.join(load_safetensors(path.read_bytes()))
-    else:
-        question = WeightsRequest(run=office.run_id, spec_hash=office.spec.hash)
-        with office.inquiry(WeightsReply) as inquiry:
-            members = office.members(agreement.members)
-            size, timeout_s = agreement.layout.size, office.spec.rounds.timeout_s
-            weights = first_weights(inquiry, question, members, size, timeout_s)
-    if not np.isfinite(weights).all():
-        raise RunFailed("the initial weights hold values that are not finite")
-    return weights
+        return save_from_file(path, context)
+    with office.inquiry(WeightsReply) as inquiry:
+        return save_from_silo(inquiry, context, office.members(agreement.members))

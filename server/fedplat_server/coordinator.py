@@ -16,6 +16,8 @@ from fedplat.spec import RunSpec
 from fedplat_server.checkpoints import Checkpoints
 from fedplat_server.driver import RunDriver, RunLive
 from fedplat_server.registry import Registry
+from fedplat_server.road import Road
+from fedplat_server.staging import Staging
 from fedplat_server.store import Run, Store
 from fedplat_server.superlink import Link
 from fedplat_server.transitions import RunState, is_final
@@ -38,6 +40,7 @@ class Coordinator:
     home: ServerHome
     store: Store
     link: Link
+    road: Road
     registry: Registry
     on_end: Callable[[str], None]
     _running: dict[str, _Running] = field(default_factory=dict)
@@ -125,7 +128,7 @@ class Coordinator:
         return run
 
     def _start(self, run: Run, spec: RunSpec) -> None:
-        parts = (self.home, self.store, self.link, self.registry, self._turns)
+        parts = (self.home, self.store, self.link, self.road, self.registry, self._turns)
         driver = RunDriver(run.id, spec, *parts, self._continue_as_child)
         thread = threading.Thread(target=self._drive, args=(driver,), name=f"run-{run.id}", daemon=True)
         with self._lock:
@@ -138,11 +141,26 @@ class Coordinator:
             driver.drive()
         finally:
             held = self._keeps_silos(driver.run_id)
+            if not self._can_go_on(driver.run_id):
+                self._forget_uploads(driver.run_id)
             with self._lock:
                 self._running.pop(driver.run_id, None)
                 self._held |= {driver.run_id} if held else set()
             self.registry.forget_run(driver.run_id)
             self.on_end(driver.run_id)
+
+    def _forget_uploads(self, run_id: str) -> None:
+        """A run that is over takes up its open round never again."""
+        try:
+            Staging(self.home.staging(run_id)).clear()
+        except OSError as error:
+            _log.warning("uploads of run %s are still on disk: %s", run_id, error)
+
+    def _can_go_on(self, run_id: str) -> bool:
+        try:
+            return not is_final(self.store.runs.get(run_id).state)
+        except StoreError:
+            return True
 
     def _keeps_silos(self, run_id: str) -> bool:
         try:
@@ -167,6 +185,7 @@ class Coordinator:
         if run.state is RunState.PAUSED:
             run = self.store.runs.set_state(run_id=run_id, state=RunState.STOPPED, reason="stopped by its owner")
             self._held.discard(run_id)
+            self._forget_uploads(run_id)
             self.on_end(run_id)
         return run
 

@@ -16,16 +16,18 @@ from datetime import UTC, datetime
 
 from fedplat.errors import FedplatError, StoreUnavailableError
 from fedplat.home import ServerHome
-from fedplat.params import Vector
 from fedplat.spec import RunSpec
 from fedplat.wire.messages import EvaluateReply, TrainReply
 from fedplat_server.beginning import CheckpointLost, Office, Start, begin, resume
-from fedplat_server.checkpoints import CheckpointError
+from fedplat_server.checkpoints import Checkpoint, CheckpointError
+from fedplat_server.closing import closing_evaluation
+from fedplat_server.context import RoundLost, RoundTask
 from fedplat_server.exchange import RunStopped
 from fedplat_server.membership import Membership
 from fedplat_server.recruiting import RunPaused
 from fedplat_server.registry import Registry
-from fedplat_server.rounds import RoundLost, RoundTask, closing_evaluation, run_round
+from fedplat_server.road import Road
+from fedplat_server.rounds import run_round
 from fedplat_server.stopping import StopReason, find_reason, is_better
 from fedplat_server.store import Split, Store
 from fedplat_server.superlink import Link
@@ -66,6 +68,7 @@ class RunDriver:
         home: ServerHome,
         store: Store,
         link: Link,
+        road: Road,
         registry: Registry,
         turns: Turns,
         continue_as_child: Callable[[str, int], str],
@@ -76,6 +79,7 @@ class RunDriver:
         self._home = home
         self._store = store
         self._link = link
+        self._road = road
         self._registry = registry
         self._turns = turns
         self._continue_as_child = continue_as_child
@@ -124,6 +128,7 @@ class RunDriver:
             home=self._home,
             store=self._store,
             link=self._link,
+            road=self._road,
             registry=self._registry,
             flower_run=flower_run,
             stop=self._stop,
@@ -213,27 +218,27 @@ class RunDriver:
         for member in self._registry.members():
             self._link.on_message(member.node_id)  # whoever is not in it hears that now
         try:
-            weights, reason = self._rounds(office, start, membership)
-            self._close(office, start, membership, weights)
+            model, reason = self._rounds(office, start, membership)
+            self._close(office, start, membership, model)
         finally:
             membership.close()
         code, text = (reason.code, reason.text) if reason else (None, None)
         self._store.runs.set_state(run_id=self.run_id, state=RunState.FINISHED, reason=text, reason_code=code)
 
-    def _rounds(self, office: Office, start: Start, membership: Membership) -> tuple[Vector, StopReason | None]:
-        weights, number = start.weights, start.committed
+    def _rounds(self, office: Office, start: Start, membership: Membership) -> tuple[Checkpoint, StopReason | None]:
+        model, number = start.model, start.committed
         while number < self._spec.rounds.count:
             if (reason := self._reason_to_stop(start)) is not None:
-                return weights, reason
+                return model, reason
             number += 1
-            task = self._open_task(number, weights, start.context.minimum)
+            task = self._open_task(number, model, start.context.minimum)
             members = membership.next_round() if task is None else office.members(task.roster)
             self._set_state(RunState.RUNNING)
-            task = task or RoundTask(number, self._next_step(), weights, tuple(m.name for m in members))
-            weights = self._round(office, start, membership, task)
-        return weights, None
+            task = task or RoundTask(number, self._next_step(), model, tuple(m.name for m in members))
+            model = self._round(office, start, membership, task)
+        return model, None
 
-    def _open_task(self, number: int, weights: Vector, minimum: int) -> RoundTask | None:
+    def _open_task(self, number: int, model: Checkpoint, minimum: int) -> RoundTask | None:
         """The step of this round that was begun and interrupted, to be finished with the same roster, less the silos
         that have failed in it already: their round is lost, and they are not asked twice, unless too few are left."""
         rows = [row for row in self._store.rounds.list(self.run_id) if row.number == number]
@@ -245,12 +250,12 @@ class RunDriver:
         if rows[0].state is RoundState.TRAINING and len(roster) < minimum:
             self._abandon_open_round("too few of its silos are left")
             return None
-        return RoundTask(number, rows[0].step, weights, roster)
+        return RoundTask(number, rows[0].step, model, roster)
 
     def _next_step(self) -> int:
         return max((row.step for row in self._store.rounds.list(self.run_id)), default=0) + 1
 
-    def _round(self, office: Office, start: Start, membership: Membership, task: RoundTask) -> Vector:
+    def _round(self, office: Office, start: Start, membership: Membership, task: RoundTask) -> Checkpoint:
         since, minimum = time.monotonic(), start.context.minimum
 
         def waiting(missing: Sequence[str], have: int) -> None:
@@ -261,7 +266,7 @@ class RunDriver:
             result = run_round(start.context, task, office.members(task.roster), inquiry, membership, waiting)
         membership.missed(result.missed)
         self._prune(start)
-        return result.weights
+        return result.model
 
     def _prune(self, start: Start) -> None:
         section = self._spec.checkpoint
@@ -298,14 +303,14 @@ class RunDriver:
         elapsed_s = (datetime.now(UTC) - begun).total_seconds() if begun else 0.0
         return find_reason(self._spec.stop, self._history(), elapsed_s)
 
-    def _close(self, office: Office, start: Start, membership: Membership, weights: Vector) -> None:
+    def _close(self, office: Office, start: Start, membership: Membership, model: Checkpoint) -> None:
         """The last weights are measured too."""
         self._set_state(RunState.FINISHING)
-        number = self._store.runs.get(self.run_id).rounds_committed
+        number = model.manifest.round
         members = membership.present()
         self._watch("closing evaluation", number, [m.name for m in members], 0, 0, time.monotonic())
         with office.inquiry(EvaluateReply) as inquiry:
-            closing_evaluation(start.context, number, weights, members, inquiry)
+            closing_evaluation(start.context, model, members, inquiry)
         self._prune(start)
 
     # -- helpers ----------------------------------------------------------------------------------------------------

@@ -11,7 +11,6 @@ from typing import Generic, Protocol, TypeVar, cast
 from flwr.app import RecordDict
 
 from fedplat.errors import WireError
-from fedplat.params import Vector
 from fedplat.reasons import Code, Reason
 from fedplat.wire.codec import Parcel, from_record, to_record
 from fedplat.wire.messages import Reply, Request
@@ -78,9 +77,9 @@ class Inquiry(Generic[Answer]):
         """The silos that were asked and have not answered, in the order asked."""
         return tuple(member.name for member in self._open.values())
 
-    def ask(self, members: list[Member], question: Request, vector: Vector | None = None) -> None:
+    def ask(self, members: Sequence[Member], question: Request, buffer: bytes | memoryview = b"") -> None:
         """Send one question to silos; equal bytes are kept once for all of them."""
-        record = to_record(question, vector)
+        record = to_record(question, buffer)
         by_node = {m.node_id: m for m in members}
         posted = self._link.post(self._flower_run, (Outgoing(m.node_id, question.kind, record) for m in members))
         self._open |= {message_id: by_node[node_id] for node_id, message_id in posted.items()}

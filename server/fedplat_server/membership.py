@@ -13,8 +13,8 @@ from fedplat_server.beginning import Office, Start
 from fedplat_server.exchange import Inquiry
 from fedplat_server.recruiting import ASK_AGAIN_S, RunPaused, unusable
 from fedplat_server.registry import Member
-from fedplat_server.rounds import told
 from fedplat_server.store import RunSilo, RunSiloState
+from fedplat_server.uploads import told
 
 
 @dataclass(frozen=True)

@@ -7,13 +7,13 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from fedplat.errors import FedplatError, LayoutError, WireError
-from fedplat.params import Layout, Vector
-from fedplat.reasons import LATER, PASSING, Code, Reason
+from fedplat.errors import FedplatError, LayoutError
+from fedplat.params import Layout
+from fedplat.reasons import LATER, Code, Reason
 from fedplat.spec import RunSpec
-from fedplat.wire.messages import JoinReply, JoinRequest, WeightsReply, WeightsRequest, layout_from_wire
+from fedplat.wire.messages import JoinReply, JoinRequest, layout_from_wire
 from fedplat_server.exchange import Given, Inquiry
-from fedplat_server.registry import Member, Registry
+from fedplat_server.registry import Registry
 from fedplat_server.turns import Age, Claim, Turns
 
 ASK_AGAIN_S = 5.0
@@ -205,29 +205,3 @@ def unusable(reply: JoinReply) -> Reason | None:
     except LayoutError:
         return Reason.of(Code.MESSAGE_INVALID)
     return None if layout.size else Reason.of(Code.MESSAGE_INVALID)
-
-
-def first_weights(
-    inquiry: Inquiry[WeightsReply], question: WeightsRequest, members: Sequence[Member], size: int, timeout_s: float
-) -> Vector:
-    """The initial weights from the first of `members` that sends them: all build the same from the run's seed.
-    RunFailed if all of them can't, RunPaused if some did not answer."""
-    said: dict[str, Reason] = {}
-    for member in members:
-        inquiry.ask([member], question)
-        deadline = time.monotonic() + timeout_s
-        while member.name in inquiry.waiting_for and (left_s := deadline - time.monotonic()) > 0:
-            for given in inquiry.answers(left_s):
-                if given.failed is None:
-                    try:
-                        return given.parcel.vector(size)
-                    except WireError:
-                        said[given.silo] = Reason.of(Code.MESSAGE_INVALID)
-                else:
-                    said[given.silo] = given.failed
-        said.setdefault(member.name, Reason.of(Code.NO_ANSWER))
-    why = "; ".join(f"{silo}: {reason}" for silo, reason in sorted(said.items()))
-    text = f"no silo sent the initial weights ({why or 'none of them is enrolled now'})"
-    if said and all(reason.code not in PASSING for reason in said.values()):
-        raise RunFailed(text)
-    raise RunPaused(text, "too_few_silos")

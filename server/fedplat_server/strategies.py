@@ -27,11 +27,13 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import FedAdagrad, FedAdam, FedAvg, FedAvgM, FedProx, FedYogi
 
 from fedplat.errors import FedplatError, LayoutError
-from fedplat.params import Layout, Vector
+from fedplat.params import Vector
 from fedplat.spec.model import RunSpec, StrategyName
 
-StrategyState = Mapping[str, npt.NDArray[np.floating]]
-"""What a strategy keeps from round to round: arrays by `<slot>/<parameter>`, for example `m_t/layer.weight`."""
+StrategyState = Mapping[str, Vector]
+"""What a strategy keeps from round to round, by slot (`m_t`): flat vectors in the order of the weights."""
+
+_WHOLE = "weights"  # all parameters, or a block of them, are one array for the strategy: its steps are element-wise
 
 
 @dataclass(frozen=True)
@@ -54,78 +56,69 @@ _STOCK = {
     StrategyName.FEDYOGI: _Stock(FedYogi, _ADAPTIVE, ("m_t", "v_t")),
     StrategyName.FEDADAGRAD: _Stock(FedAdagrad, {"learning_rate": "eta", "tau": "tau"}, ("m_t", "v_t")),
 }
-_LISTS = {"momentum_vector"}  # without names, in the order of the parameters
+_LISTS = {"momentum_vector"}  # without names
+_AVERAGES = (FedAvg, FedProx)  # of one reply they make that reply: the passes over a big model are saved
 
 
 class RunStrategy:
-    """The strategy of one run. Its steps depend on what they are given and on `state()`, on nothing else."""
+    """The strategy of one run. A step depends on what it is given and on nothing else, so it can be taken block by
+    block: all strategies here are element-wise."""
 
-    def __init__(self, strategy: FedAvg, slots: tuple[str, ...], layout: Layout) -> None:
+    def __init__(self, strategy: FedAvg, slots: tuple[str, ...]) -> None:
         self._strategy = strategy
         self._slots = slots
-        self._layout = layout
 
     def configure(self, round_number: int) -> dict[str, ConfigRecordValues]:
         """What the strategy wants every silo to know, such as FedProx's `proximal-mu`."""
         return dict(self._begin(round_number, ArrayRecord()))
 
     def step(
-        self, round_number: int, weights: Vector, mean_update: npt.NDArray[np.floating], total_weight: float
-    ) -> Vector:
-        """The next global weights, flat float32. `round_number` counts from 1.
+        self,
+        round_number: int,
+        weights: Vector,
+        mean_update: npt.NDArray[np.floating],
+        total_weight: float,
+        state: StrategyState | None = None,
+    ) -> tuple[Vector, StrategyState]:
+        """The next global weights and state, flat float32, of the whole model or of any block of it.
 
-        LayoutError if a vector does not fit the layout, FedplatError if the new weights are not finite.
+        `round_number` counts from 1; `state` is empty before the first step. LayoutError if the vectors or slots do
+        not fit, FedplatError if the new weights are not finite.
         """
+        self._restore(state or {}, len(weights))
         with np.errstate(over="ignore", invalid="ignore"):  # said below, as an error
-            trained = self._add(weights, mean_update)
-            self._begin(round_number, self._record(weights))
-            arrays, _ = self._strategy.aggregate_train(round_number, [_reply(self._record(trained), total_weight)])
-            new = self._layout.join({name: array.numpy() for name, array in (arrays or {}).items()})
+            new = self._aggregate(round_number, weights, _add(weights, mean_update), total_weight)
         if not np.isfinite(new).all():
             raise FedplatError(
                 f"the model of round {round_number} is no longer finite",
                 hint="Lower [strategy] learning_rate or [training] learning_rate, or set [training] gradient_clip.",
             )
-        return new
+        return new, self._state()
 
-    def state(self) -> StrategyState:
-        """What `restore` needs to go on as if nothing had happened. Empty before the first step."""
-        arrays: dict[str, npt.NDArray[np.floating]] = {}
-        for slot in self._slots:
-            kept = getattr(self._strategy, slot)
-            if kept is not None:
-                named = dict(zip(self._names, kept, strict=True)) if slot in _LISTS else kept
-                arrays |= {f"{slot}/{name}": np.asarray(named[name]) for name in self._names}
-        return arrays
+    def _aggregate(self, round_number: int, weights: Vector, trained: Vector, total_weight: float) -> Vector:
+        if type(self._strategy) in _AVERAGES:
+            return trained
+        self._begin(round_number, _record(weights))
+        arrays, _ = self._strategy.aggregate_train(round_number, [_reply(_record(trained), total_weight)])
+        assert arrays is not None
+        return np.asarray(arrays[_WHOLE].numpy(), dtype=np.float32)
 
-    def restore(self, state: StrategyState) -> None:
-        """Puts a `state()` back, of this or another object. LayoutError if it is not one of this strategy's."""
-        full = {f"{slot}/{name}" for slot in self._slots for name in self._names}
-        if state and state.keys() != full:
+    def _state(self) -> StrategyState:
+        kept = {slot: getattr(self._strategy, slot) for slot in self._slots}
+        return {slot: value[0] if slot in _LISTS else value[_WHOLE] for slot, value in kept.items() if value}
+
+    def _restore(self, state: StrategyState, size: int) -> None:
+        if state and not state.keys() <= set(self._slots):
             raise LayoutError(
-                f"{type(self._strategy).__name__} cannot be restored from a state that holds {len(state)} arrays, "
-                f"of which {len(full & state.keys())} are among its {len(full)}",
-                hint="The checkpoint is of another strategy or of another model.",
+                f"{type(self._strategy).__name__} does not keep {', '.join(sorted(state))}",
+                hint="The checkpoint is of another strategy.",
             )
+        if any(len(held) != size for held in state.values()):  # else one element would be broadcast
+            raise LayoutError(f"{size} weights and the state of {type(self._strategy).__name__} do not fit together")
         for slot in self._slots:
-            named = {name: state[f"{slot}/{name}"] for name in self._names} if state else None
-            setattr(self._strategy, slot, list(named.values()) if named and slot in _LISTS else named)
-
-    @property
-    def _names(self) -> tuple[str, ...]:
-        return tuple(p.name for p in self._layout.shared)
-
-    def _add(self, weights: Vector, mean_update: npt.NDArray[np.floating]) -> Vector:
-        if mean_update.shape != (self._layout.size,) or weights.shape != mean_update.shape:
-            raise LayoutError(
-                f"weights {weights.shape} and update {mean_update.shape} do not fit a layout of {self._layout.size}"
-            )
-        trained = np.empty_like(weights)
-        np.add(weights, mean_update, out=trained, dtype=np.float64, casting="same_kind")
-        return trained
-
-    def _record(self, vector: Vector) -> ArrayRecord:
-        return ArrayRecord({name: Array(view) for name, view in self._layout.split(vector).items()})
+            held = state.get(slot)
+            kept = [held] if slot in _LISTS else {_WHOLE: held}
+            setattr(self._strategy, slot, None if held is None else kept)
 
     def _begin(self, round_number: int, arrays: ArrayRecord) -> ConfigRecord:
         if isinstance(self._strategy, FedAvgM):
@@ -135,13 +128,25 @@ class RunStrategy:
         return config
 
 
-def make_strategy(spec: RunSpec, layout: Layout) -> RunStrategy:
+def _add(weights: Vector, mean_update: npt.NDArray[np.floating]) -> Vector:
+    if weights.shape != mean_update.shape:
+        raise LayoutError(f"weights {weights.shape} and update {mean_update.shape} do not fit together")
+    trained = np.empty_like(weights)
+    np.add(weights, mean_update, out=trained, dtype=np.float64, casting="same_kind")
+    return trained
+
+
+def _record(vector: Vector) -> ArrayRecord:
+    return ArrayRecord({_WHOLE: Array(vector)})
+
+
+def make_strategy(spec: RunSpec) -> RunStrategy:
     """The strategy that a run asks for. What the spec leaves open has Flower's own default."""
     section = spec.strategy
     stock = _STOCK[section.name]
     chosen = {theirs: getattr(section, ours) for ours, theirs in stock.options.items()}
     given = {name: value for name, value in chosen.items() if value is not None}
-    return RunStrategy(stock.strategy(min_train_nodes=0, min_available_nodes=0, **given), stock.slots, layout)
+    return RunStrategy(stock.strategy(min_train_nodes=0, min_available_nodes=0, **given), stock.slots)
 
 
 def _reply(arrays: ArrayRecord, total_weight: float) -> Message:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import asdict
 from datetime import datetime
 from enum import Enum
@@ -12,6 +13,7 @@ from fedplat.identity import show_fingerprint
 from fedplat_server.checkpoints import CheckpointError, Checkpoints
 from fedplat_server.driver import RunLive
 from fedplat_server.registry import Registry
+from fedplat_server.road import Transfer
 from fedplat_server.store import Run, RunSilo, Silo, Store
 from fedplat_server.transitions import is_final
 
@@ -84,7 +86,9 @@ def checkpoint_view(folder: Checkpoints, number: int) -> View:
     }
 
 
-def snapshot(run: Run, live: RunLive | None, store: Store, registry: Registry) -> View:
+def snapshot(
+    run: Run, live: RunLive | None, store: Store, registry: Registry, transfers: Sequence[Transfer] = ()
+) -> View:
     """What `run watch` draws: the run, its figures so far, and every silo in words."""
     view = run_line(run)
     view["final"] = is_final(run.state)
@@ -94,11 +98,33 @@ def snapshot(run: Run, live: RunLive | None, store: Store, registry: Registry) -
     view["round"] = live.round if live else run.rounds_committed
     silos = store.runs.silos(run.id)
     view["silos"] = [{"name": s.silo_name, "words": silo_words(s, live, registry, run.id)} for s in silos]
+    moving = {t.silo: t for t in transfers if t.is_moving}
+    for silo in view["silos"]:  # type: ignore[attr-defined]
+        if silo["name"] in moving:
+            silo |= _transfer(moving[silo["name"]])
     answered = {s.silo_name for s in silos}
     for name in live.waiting_for if live else ():
         if name not in answered:
             view["silos"].append({"name": name, "words": waiting_words(name, live, registry, run.id)})  # type: ignore[attr-defined,arg-type]
     return view
+
+
+def _transfer(transfer: Transfer) -> View:
+    """Bytes, rate and time left, for programs and in words."""
+    done, total, rate = transfer.done_bytes, transfer.total_bytes, transfer.bytes_per_s
+    left_s = transfer.left_s
+    verb = "sending" if transfer.upload else "receiving"
+    left = "" if left_s is None else f", {left_s:.0f} s left"
+    return {
+        "words": f"{verb} {done / 1e6:.0f} of {total / 1e6:.0f} MB, {rate / 1e6:.1f} MB/s{left}",
+        "transfer": {
+            "direction": "up" if transfer.upload else "down",
+            "done_bytes": done,
+            "total_bytes": total,
+            "bytes_per_s": rate,
+            "left_s": left_s,
+        },
+    }
 
 
 def silo_words(silo: RunSilo, live: RunLive | None, registry: Registry, run_id: str) -> str:

@@ -3,9 +3,10 @@
     python tests/benchmarks/bench_heart.py [--quick] [--json] [--seeds N] [--methods fedavg,declared] [--data FOLDER]
 
 Published setting (FLamby): per-hospital standardisation, 15 rounds of 100 batches of 4; `declared` is the same with
-declared centres and scales and learning rate 0.01. A figure is the mean over the hospitals of each one's accuracy on
-its own test patients; its mean and standard deviation are over run seeds from 42. `pooled` is measured the same way;
-`pooled_records` is its accuracy over all test records, `<hospital>-alone` that of a hospital on its own patients.
+declared centres and scales and learning rate 0.01; `-bf16`: weights and updates travel in half the bytes. A figure is
+the mean over the hospitals of each one's accuracy on its own test patients; its mean and standard deviation are over
+run seeds from 42. `pooled` is measured the same way; `pooled_records` is its accuracy over all test records,
+`<hospital>-alone` that of a hospital on its own patients.
 """
 
 from __future__ import annotations

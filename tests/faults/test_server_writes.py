@@ -1,11 +1,15 @@
-"""The server dies before each of its file writes and each of its transactions of two rounds, as by kill -9 or as by a
-power cut, and goes on from what is left: the same weights, every round once, no file that no row owns."""
+"""The server dies before each of its file writes and each of its transactions of a run, as by kill -9 or as by a power
+cut, and goes on from what is left: the same weights, every round once, no file that no row owns."""
 
 from __future__ import annotations
 
+import errno
+import shutil
+import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -13,22 +17,42 @@ import numpy as np
 import pytest
 from sqlalchemy import Connection
 
-from fedplat import durable
+from fedplat import bufferfiles, durable
+from fedplat.bufferfiles import DamagedPieceError
+from fedplat.errors import StoreUnavailableError
+from fedplat.home import ServerHome
 from fedplat.identity import fingerprint, load_public, new_key, public_pem
 from fedplat.params import Layout, Parameter, Vector
 from fedplat.reasons import Reason
 from fedplat.spec import RunSpec, parse_spec
+from fedplat.wire import buffers
+from fedplat.wire.buffers import PieceHasher, to_bytes, to_vector
 from fedplat.wire.codec import Parcel
-from fedplat.wire.messages import TrainReply, TrainRequest
-from fedplat_server.checkpoints import Checkpoints
+from fedplat.wire.messages import (
+    EvaluateReply,
+    EvaluateRequest,
+    Reply,
+    Request,
+    TrainReply,
+    TrainRequest,
+    WeightsReply,
+    layout_to_wire,
+)
+from fedplat_server import checkpoints, road, vectors
+from fedplat_server import context as run_context
+from fedplat_server.aggregation import plain
+from fedplat_server.beginning import Office, _initial, resume
+from fedplat_server.checkpoints import Checkpoint, CheckpointError
+from fedplat_server.closing import closing_evaluation
+from fedplat_server.context import RoundLost, RoundTask, RunContext
 from fedplat_server.driver import RunDriver
 from fedplat_server.exchange import Given
+from fedplat_server.recruiting import Agreement
 from fedplat_server.registry import Member
-from fedplat_server.rounds import RoundLost, RoundTask, RunContext, run_round
-from fedplat_server.staging import Staging
+from fedplat_server.road import Road
+from fedplat_server.rounds import run_round
 from fedplat_server.store import Store, open_store
 from fedplat_server.store.session import Database
-from fedplat_server.strategies import make_strategy
 from fedplat_server.transitions import RoundState, RunState, SiloRoundState
 from fedplat_server.turns import Turns
 from tests.support.crashes import Crash, CrashingFilesystem
@@ -48,30 +72,100 @@ count = {ROUNDS}
 name = "fedadam"
 [training]
 steps = 1
+[transport]
+precision = "%s"
 """
+PIECE_BYTES = 8
+TRANSPORTS = ("in the message", "by the road", "by the road, in halves")
+
+
+@pytest.fixture(params=TRANSPORTS)
+def transport(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """How weights and updates travel. What is large and comes in many pieces and blocks is only called so here."""
+    for module in (vectors, plain, checkpoints):
+        monkeypatch.setattr(module, "BLOCK", 2)
+    for module in (buffers, bufferfiles, road):
+        monkeypatch.setattr(module, "PIECE_BYTES", PIECE_BYTES)
+    if request.param != "in the message":
+        monkeypatch.setattr(run_context, "INLINE_BYTES", 0)
+    return str(request.param)
 
 
 @dataclass
 class Answering:
-    """Silos that answer at once, always the same: what an honest silo's spool does."""
+    """Silos that answer at once, always the same to the same: what an honest silo's spool does."""
 
-    number: int = 0
-    step: int = 0
+    spec: RunSpec
+    road: Road
+    by_road: bool
+    question: Request | None = None
+    buffer: bytes = b""
     open: list[str] = field(default_factory=list)
+
+    def __enter__(self) -> Answering:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
 
     @property
     def waiting_for(self) -> tuple[str, ...]:
         return tuple(self.open)
 
-    def ask(self, members: Sequence[Member], question: TrainRequest, _vector: Vector) -> None:
-        self.number, self.step = question.round, question.step
+    def ask(self, members: Sequence[Member], question: Request, buffer: bytes | memoryview = b"") -> None:
+        self.question, self.buffer = question, bytes(buffer)
         self.open = [m.name for m in members]
 
-    def answers(self, _timeout_s: float) -> list[Given[TrainReply]]:
-        silo = self.open.pop(0)
-        update = np.full(SIZE, 0.1 * (1 + SILOS.index(silo)) * self.number, dtype=np.float32)
-        reply = TrainReply(run="r-1", silo=silo, round=self.number, step=self.step, weight=1.0)
-        return [Given(silo, Parcel(reply, update.tobytes()))]
+    def answers(self, _timeout_s: float) -> list[Given[Reply]]:
+        silo, asked = self.open.pop(0), self.question
+        if isinstance(asked, EvaluateRequest):
+            self._weights(silo)
+            return [Given(silo, Parcel(EvaluateReply(run="r-1", silo=silo, round=asked.round)))]
+        if isinstance(asked, TrainRequest):
+            update = 0.1 * (1 + SILOS.index(silo)) * asked.round + 0.01 * self._weights(silo)
+            reply = TrainReply(run="r-1", silo=silo, round=asked.round, step=asked.step, weight=1.0)
+            return [self._with(reply, asked.step, update)]
+        return [self._with(WeightsReply(run="r-1", silo=silo), 0, np.arange(SIZE, dtype=np.float32))]
+
+    def _weights(self, silo: str) -> Vector:
+        assert self.question is not None
+        ref, data = self.question.buffer, self.buffer
+        if ref is not None:
+            region, _ = self.road.download(silo, "r-1", ref.digest, 0)
+            assert region.is_good(ref)
+            data = region.read(0, ref.size_bytes)
+        return to_vector(data, self.spec.transport.precision)
+
+    def _with(self, reply: Reply, step: int, numbers: Vector) -> Given[Reply]:
+        data = bytes(to_bytes(numbers, self.spec.transport.precision))
+        if self.by_road:
+            reply, data = reply.model_copy(update={"buffer": self._send(reply.silo, step, data)}), b""
+        return Given(reply.silo, Parcel(reply, data))
+
+    def _send(self, silo: str, step: int, data: bytes) -> buffers.BufferRef:
+        hasher = PieceHasher()
+        hasher.update(data)
+        ref = hasher.ref()
+        have = self.road.announce(silo, "r-1", step, ref)
+        while have < len(data):
+            upload = self.road.upload(silo, "r-1", step, have)
+            try:
+                for part in (data[have : have + 3], data[have + 3 : have + upload.size_bytes]):
+                    have = upload.write(part)
+            except DamagedPieceError:  # what was there of this piece before the power went
+                have = self.road.announce(silo, "r-1", step, ref)
+        return ref
+
+
+@dataclass(frozen=True)
+class LocalOffice(Office):
+    """Without a network."""
+
+    def inquiry(self, _answer: object) -> Answering:  # type: ignore[override]
+        return Answering(self.spec, self.road, by_road=not run_context.INLINE_BYTES)
+
+    def members(self, names: Sequence[str]) -> list[Member]:
+        return [Member(name, 1, "", new_key().public_key()) for name in names]
 
 
 @dataclass
@@ -90,62 +184,70 @@ class Everybody:
 class World:
     """What outlives the process: a folder and a database."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, transport: str) -> None:
         self.folder = folder
-        self.spec: RunSpec = parse_spec(SPEC)
+        self.home = ServerHome(folder)
+        self.spec: RunSpec = parse_spec(SPEC % ("bf16" if transport.endswith("halves") else "fp32"))
         self.layout = Layout.assign([Parameter("w", (SIZE,), "float32")], self.spec.model)
         self.url = f"sqlite:///{folder / 'fedplat.db'}"
+        if folder.exists():
+            return
+        self.home.create()
+        self.home.run("r-1").mkdir(parents=True)
         store = open_store(self.url)
         for name in SILOS:
             enrol(store, name)
         values = self.spec.model_dump(mode="json")
         store.runs.create(run_id="r-1", name="crash", spec=values, spec_hash=self.spec.hash, rounds_planned=ROUNDS)
-        saved = self.checkpoints.save(0, np.zeros(SIZE, np.float32), self.layout)
-        store.runs.set_layout(
-            run_id="r-1", layout={"minimum": 2}, weights_path=str(saved.path), weights_sha256=saved.sha256
-        )
         store.runs.set_state(run_id="r-1", state=RunState.RUNNING)
         store.close()
 
-    @property
-    def checkpoints(self) -> Checkpoints:
-        return Checkpoints(self.folder / "checkpoints", self.spec.hash)
+    def copy(self, name: str) -> World:
+        """The same world, as it is now, in another folder."""
+        folder = self.folder.with_name(name)
+        shutil.copytree(self.folder, folder)
+        return World(folder, "halves" if self.spec.transport.precision == "bf16" else "")
 
     def live(self) -> str:
-        """A process of the server, from its start until the rounds are done; returns the hash of the last weights."""
+        """A process of the server, from its start until the run is over; returns the hash of the last weights."""
         store = open_store(self.url)
+        parts = (store, None, Road(on_trouble=lambda: None), None, 1, threading.Event(), Turns(), set())
         try:
-            return self._rounds(store)
+            return self._life(LocalOffice("r-1", self.spec, self.home, *parts))  # type: ignore[arg-type]
         finally:
             store.close()
 
-    def _rounds(self, store: Store) -> str:
-        run = store.runs.get("r-1")
-        parts = (store, make_strategy(self.spec, self.layout), self.checkpoints, Staging(self.folder / "staging"))
-        context = RunContext("r-1", self.spec, self.layout, 2, *parts)
-        context.checkpoints.discard_after(run.rounds_committed)
-        start = context.checkpoints.load(run.rounds_committed)
-        context.strategy.restore(start.strategy_state)
-        weights = start.weights
+    def _life(self, office: Office) -> str:
+        run = office.store.runs.get("r-1")
+        if run.layout is None:
+            context = office.context(self.layout, len(SILOS))
+            model = _initial(office, context, Agreement(self.layout, SILOS, {}))
+            layout = {"minimum": 2, "parameters": [p.model_dump(mode="json") for p in layout_to_wire(self.layout)]}
+            where = {"weights_path": str(model.path), "weights_sha256": model.sha256}
+            office.store.runs.set_layout(run_id="r-1", layout=layout, **where)
+        else:
+            start = resume(office, run)
+            context, model = start.context, start.model
         for number in range(run.rounds_committed + 1, ROUNDS + 1):
-            weights = self._round(context, number, weights)
+            model = self._round(office, context, number, model)
             context.checkpoints.prune(1)
+        closing_evaluation(context, model, office.members(SILOS), office.inquiry(EvaluateReply))
         context.checkpoints.prune(1)
-        context.staging.clear()
-        return store.runs.get("r-1").weights_sha256 or ""
+        return office.store.runs.get("r-1").weights_sha256 or ""
 
-    def _round(self, context: RunContext, number: int, weights: Vector) -> Vector:
+    def _round(self, office: Office, context: RunContext, number: int, model: Checkpoint) -> Checkpoint:
         rows = context.store.rounds.list("r-1")
         unfinished = [r for r in rows if r.number == number and r.state is not RoundState.ABANDONED]
         step = unfinished[0].step if unfinished else max((r.step for r in rows), default=0) + 1
-        members = [Member(name, 1, "", new_key().public_key()) for name in SILOS]
-        task = RoundTask(number, step, weights, SILOS)
+        task = RoundTask(number, step, model, SILOS)
+        inquiry = office.inquiry(TrainReply)
         try:
-            parts: Any = (Answering(), Everybody(members))
-            return run_round(context, task, members, *parts, lambda *_: None).weights
+            everybody = Everybody(office.members(SILOS))
+            parts: Any = (everybody.members, inquiry, everybody, lambda *_: None)
+            return run_round(context, task, *parts).model
         except RoundLost as lost:
             context.store.rounds.abandon(run_id="r-1", number=number, detail={"why": str(lost)})
-            return self._round(context, number, weights)
+            return self._round(office, context, number, model)
 
     def files(self) -> set[str]:
         """Every file but the database's own."""
@@ -153,8 +255,6 @@ class World:
 
 
 def enrol(store: Store, name: str) -> None:
-    from datetime import UTC, datetime, timedelta
-
     pem = public_pem(new_key())
     expires = datetime.now(UTC) + timedelta(hours=1)
     store.silos.invite(name=name, secret_hash=f"{SILOS.index(name)}" * 64, expires_at=expires)
@@ -186,61 +286,72 @@ def crash_before_commit(patch: pytest.MonkeyPatch, at: int) -> Iterator[list[int
     yield seen
 
 
-def undisturbed(folder: Path) -> tuple[str, set[str]]:
-    world = World(folder)
-    return world.live(), world.files()
+@pytest.fixture
+def world(tmp_path: Path, transport: str) -> World:
+    """Before the first process."""
+    return World(tmp_path / "new", transport)
+
+
+@pytest.fixture
+def expected(world: World) -> tuple[str, set[str]]:
+    """What an undisturbed life leaves."""
+    reference = world.copy("reference")
+    return reference.live(), reference.files()
 
 
 @pytest.mark.parametrize("power_loss", [False, True])
-def test_every_file_write_of_two_rounds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, power_loss: bool) -> None:
-    (tmp_path / "reference").mkdir()
-    expected = undisturbed(tmp_path / "reference")
-    points = 0
+def test_every_file_write_of_a_run(
+    world: World, expected: tuple[str, set[str]], transport: str, monkeypatch: pytest.MonkeyPatch, power_loss: bool
+) -> None:
+    points, kinds = 0, set[str]()
     while True:
-        (folder := tmp_path / f"w{points}").mkdir()
-        world = World(folder)
+        tried = world.copy(f"w{points}")
         filesystem = CrashingFilesystem(points, power_loss=power_loss)
         with monkeypatch.context() as patch:
-            patch.setattr(durable, "filesystem", filesystem)
+            for module in (durable, bufferfiles):
+                patch.setattr(module, "filesystem", filesystem)
             try:
-                world.live()
+                tried.live()
                 break
             except Crash:
                 pass
-        assert (world.live(), world.files()) == expected, f"after a crash before step {filesystem.steps[-1]}"
-        points += 1
-    assert points > 40, "the points are enumerated, not guessed"
+        assert (tried.live(), tried.files()) == expected, f"after a crash before step {filesystem.steps[-1]}"
+        kinds.add(filesystem.steps[points].split(" ")[0])
+        points += 3 if transport.endswith("halves") else 1  # those differ little from the others
+    assert kinds >= {"mkdir", "open", "write", "fsync", "rename", "unlink"}
+    assert ("reopen" in kinds) == (transport != "in the message")
+    assert points > 70, "the points are enumerated, not guessed"
 
 
-def test_every_transaction_of_two_rounds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "reference").mkdir()
-    expected = undisturbed(tmp_path / "reference")
+def test_every_transaction_of_a_run(
+    world: World, expected: tuple[str, set[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
     points = 0
     while True:
-        (folder := tmp_path / f"t{points}").mkdir()
-        world = World(folder)
+        tried = world.copy(f"t{points}")
         with monkeypatch.context() as patch, crash_before_commit(patch, points):
             try:
-                world.live()
+                tried.live()
                 break
             except Crash:
                 pass
-        assert (world.live(), world.files()) == expected, f"after a crash in transaction {points}"
+        assert (tried.live(), tried.files()) == expected, f"after a crash in transaction {points}"
         points += 1
-    assert points >= ROUNDS * 5
+    assert points >= 1 + ROUNDS * 5
 
 
-def test_a_lost_staged_update_begins_the_round_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("damaged", ["silo-a.upload", "silo-a.buffer"])
+def test_a_lost_staged_update_begins_the_round_again(
+    world: World, expected: tuple[str, set[str]], transport: str, monkeypatch: pytest.MonkeyPatch, damaged: str
+) -> None:
     """The cohort is fixed, the server dies, and a staged file is damaged on disk."""
-    (tmp_path / "reference").mkdir()
-    expected = undisturbed(tmp_path / "reference")
-    (folder := tmp_path / "lost").mkdir()
-    world = World(folder)
+    if damaged.endswith("buffer") and transport == "in the message":
+        return
     with monkeypatch.context() as patch:
-        patch.setattr(Checkpoints, "save", lambda *_a, **_k: (_ for _ in ()).throw(Crash()))
+        patch.setattr(checkpoints.CheckpointWriter, "commit", dies_after_round_0)
         with pytest.raises(Crash):
             world.live()
-    staged = next((folder / "staging").iterdir())
+    staged = world.home.staging("r-1") / damaged
     staged.write_bytes(staged.read_bytes()[:-1] + b"?")
     assert (world.live(), world.files()) == expected
     store = open_store(world.url)
@@ -248,16 +359,54 @@ def test_a_lost_staged_update_begins_the_round_again(tmp_path: Path, monkeypatch
     store.close()
 
 
+def dies_after_round_0(writer: checkpoints.CheckpointWriter) -> Checkpoint:
+    if writer._round:
+        raise Crash
+    return commit(writer)
+
+
+commit = checkpoints.CheckpointWriter.commit
+
+
+def test_a_disk_that_is_full_once_costs_no_round(
+    world: World, expected: tuple[str, set[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a crash, but the process hears of it: the run pauses, and goes on with what it has."""
+    points = 0
+    while True:
+        tried = world.copy(f"d{points}")
+        filesystem = FullOnce(points, power_loss=False)
+        with monkeypatch.context() as patch:
+            for module in (durable, bufferfiles):
+                patch.setattr(module, "filesystem", filesystem)
+            with suppress(OSError, CheckpointError, StoreUnavailableError):
+                tried.live()
+        if len(filesystem.steps) <= points:
+            break
+        assert (tried.live(), tried.files()) == expected, f"full at step {filesystem.steps[points]}"
+        points += 7
+    assert points > 70
+
+
+class FullOnce(CrashingFilesystem):
+    """A disk that is full for one step."""
+
+    def _die(self) -> None:
+        if len(self.steps) == self.at + 1:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+
 def test_a_silo_that_failed_in_the_open_round_is_not_asked_again(tmp_path: Path) -> None:
-    world = World(tmp_path)
+    world = World(tmp_path / "new", "")
     store = open_store(world.url)
     store.rounds.open(run_id="r-1", number=1, step=1, roster=SILOS)
     store.rounds.silo_round(run_id="r-1", number=1, silo_name="silo-b", state=SiloRoundState.FAILED)
-    parts: Any = (None, store, None, None, Turns(), lambda *_: "")
+    parts: Any = (None, store, None, None, None, Turns(), lambda *_: "")
     driver = RunDriver("r-1", world.spec, *parts)
-    task = driver._open_task(1, np.zeros(SIZE, np.float32), minimum=1)
+    model: Any = None
+    task = driver._open_task(1, model, minimum=1)
     assert task is not None
     assert (task.step, task.roster) == (1, ("silo-a",))
-    assert driver._open_task(1, np.zeros(SIZE, np.float32), minimum=2) is None, "it is begun again, with all of them"
+    assert driver._open_task(1, model, minimum=2) is None, "it is begun again, with all of them"
     assert store.rounds.list("r-1")[0].state is RoundState.ABANDONED
     store.close()

@@ -11,7 +11,6 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import closing
-from pathlib import Path
 
 import pytest
 from flwr.common.serde import message_to_proto
@@ -21,7 +20,7 @@ from google.protobuf.message import Message as Proto
 
 from fedplat.identity import Invite, new_key, sign_request
 from tests.support.federation import CommandFailed, Federation, add_constant, federation, wait_until
-from tests.support.rawsilo import RawSilo, connect, enrol, enrol_body
+from tests.support.rawsilo import RawSilo, connect, enrol, enrol_body, server_memory_mb
 
 FLEET = ("pull-messages", "pull-object", "push-messages", "push-object")
 OURS = ("wake", "progress", "leave", "enrol", "ca", "health")
@@ -63,12 +62,6 @@ def events(fed: Federation) -> int:
     """How many events the server has written: every change of state writes one."""
     with closing(sqlite3.connect(fed.folder / "server" / "server" / "fedplat.db")) as database:
         return int(database.execute("select count(*) from events").fetchone()[0])
-
-
-def server_memory_mb(fed: Federation) -> float:
-    pid = fed.processes["server"].pid
-    status = Path(f"/proc/{pid}/status").read_text()
-    return int(next(line for line in status.splitlines() if line.startswith("VmHWM")).split()[1]) / 1024
 
 
 @pytest.mark.parametrize("path", ["/", "/docs", "/openapi.json", "/v1/control/start-run", "/v1/runtime/push-messages"])
@@ -204,6 +197,7 @@ def question(fed: Federation, silo: RawSilo, other: RawSilo) -> Iterator[tuple[i
     found: list[fleet_pb2.PullMessagesResponse] = []
 
     def pulled() -> bool:
+        other.call()
         reply = other.fleet("pull-messages", fleet_pb2.PullMessagesRequest(node=node))
         assert reply.status_code == 200, reply.text
         found.append(fleet_pb2.PullMessagesResponse.FromString(reply.content))

@@ -11,16 +11,19 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from fedplat.errors import LayoutError
 from fedplat.metrics import MetricSums, summarise
 from fedplat.params import Group
 from fedplat.reasons import Code
 from fedplat.spec import parse_spec
-from fedplat.spec.model import RunSpec
+from fedplat.spec.model import Precision, RunSpec
+from fedplat.wire.buffers import to_bytes
 from fedplat.wire.http import Phase
 from fedplat_silo.trainer import (
     Cancelled,
@@ -110,7 +113,8 @@ def make(tmp_path: Path, data: Path) -> Iterator[Make]:
 def three_rounds(group: WorkerGroup, mu: float = 0.0) -> list[TrainResult]:
     weights, results = group.initial_weights(), []
     for number in (1, 2, 3):
-        results.append(group.train(TrainOrder(number, proximal_mu=mu, evaluate=True), weights))
+        result = group.train(TrainOrder(number, proximal_mu=mu, evaluate=True), weights)
+        results.append(replace(result, update=result.update.copy()))
         weights = weights + results[-1].update
     return results
 
@@ -233,13 +237,14 @@ def test_a_killed_worker_changes_no_bit(make: Make, num_workers: int, steps: int
     killer = Killer(rank=num_workers - 1)
     calm, hit = make(spec, num_workers, name="calm"), make(spec, num_workers, killer, name="hit")
     weights = calm.initial_weights()
-    expected = [calm.train(TrainOrder(n), weights).update for n in (1, 2)]
+    expected = [calm.train(TrainOrder(n), weights).update.tobytes() for n in (1, 2)]
     calm.close()
     first = hit.train(TrainOrder(1), weights)
+    updates = [first.update.tobytes()]
     killer.group, killer.left = hit, 1
     second = hit.train(TrainOrder(2, evaluate=True), weights)
     assert (first.timings.restarts, second.timings.restarts) == (0, 1)
-    assert [u.tobytes() for u in expected] == [first.update.tobytes(), second.update.tobytes()]
+    assert expected == [*updates, second.update.tobytes()]
     assert Phase.RESTARTING in killer.phases
 
 
@@ -261,6 +266,18 @@ def test_a_killed_worker_goes_on_from_its_checkpoint(make: Make, tmp_path: Path,
     assert found.update.tobytes() == expected.update.tobytes()
     assert (found.trained, found.evaluated) == (expected.trained, expected.evaluated)
     assert (tmp_path / "silo.log").read_text().count("rank 0: round 1 goes on after step") == 2
+
+
+def test_an_update_lies_in_shared_memory_and_half_weights_are_widened(make: Make) -> None:
+    group = make(add_constant(seconds=0))
+    half = np.frombuffer(to_bytes(np.full(1000, 2.5, dtype=np.float32), Precision.BF16), dtype="<u2")
+    first = group.train(TrainOrder(1, evaluate=True), half).update
+    np.testing.assert_array_equal(first, np.ones(1000, dtype=np.float32))
+    assert not first.flags.writeable
+    assert loss(group.evaluate(EvaluateOrder(1), half).evaluated) == 2.5**2
+    assert np.shares_memory(first, group.train(TrainOrder(2), half).update)
+    with pytest.raises(LayoutError, match="of 999 elements does not fit a layout of 1000"):
+        group.train(TrainOrder(3), half[:-1])
 
 
 def test_the_fourth_kill_ends_the_round(make: Make) -> None:
@@ -341,9 +358,9 @@ group.train(TrainOrder(1), np.zeros(1000, dtype=np.float32))
 
 
 @pytest.mark.parametrize("num_workers", [1, 2])
-def test_workers_do_not_outlive_a_killed_parent(tmp_path: Path, num_workers: int) -> None:
-    arguments = [sys.executable, "-c", PARENT, ADD_CONSTANT.format(seconds=60), str(tmp_path), str(num_workers)]
-    environment = {**os.environ, "TMPDIR": str(tmp_path)}  # nobody is left to remove its sockets
+def test_workers_do_not_outlive_a_killed_parent(short_path: Path, num_workers: int) -> None:
+    arguments = [sys.executable, "-c", PARENT, ADD_CONSTANT.format(seconds=60), str(short_path), str(num_workers)]
+    environment = {**os.environ, "TMPDIR": str(short_path)}  # nobody is left to remove its sockets
     with subprocess.Popen(arguments, stdout=subprocess.PIPE, env=environment) as parent:
         assert parent.stdout is not None
         processes = family(json.loads(parent.stdout.readline())[0])
@@ -407,15 +424,15 @@ def test_local_parameters_survive_and_never_leave(make: Make) -> None:
     assert ready.layout.names(Group.SHARED) == ("0.weight",)
     assert len(ready.frozen_hash) == 64
     weights = group.initial_weights()
-    updates = [group.train(TrainOrder(n), weights).update for n in (1, 2, 3)]
-    assert updates[0].tobytes() != updates[1].tobytes()
+    updates = [group.train(TrainOrder(n), weights).update.tobytes() for n in (1, 2, 3)]
+    assert updates[0] != updates[1]
     group.close()
     back = make(spec, name="local")
     # round 3 was done, and is repeated: it starts from the local parameters that it started from
     assert back.start().frozen_hash == ready.frozen_hash
-    assert back.train(TrainOrder(3), weights).update.tobytes() == updates[2].tobytes()
+    assert back.train(TrainOrder(3), weights).update.tobytes() == updates[2]
     fourth = back.train(TrainOrder(4), weights).update.tobytes()
-    assert fourth != updates[2].tobytes()
+    assert fourth != updates[2]
     assert back.train(TrainOrder(4), weights).update.tobytes() == fourth
     for file in (back._plan.run_dir).iterdir():
         assert stat.S_IMODE(file.stat().st_mode) == 0o600

@@ -23,14 +23,15 @@ class _Rename:
 
 
 class CrashingFilesystem(durable.Filesystem):
-    """Dies before step `at`. With `power_loss`, what was not synced by then is lost: the content of files, and renames
-    and removals in folders."""
+    """Dies before step `at`. With `power_loss`, what was not synced by then is lost: the second half of a file (zeros
+    are there instead), and renames and removals in folders."""
 
     def __init__(self, at: int, *, power_loss: bool) -> None:
         self.at = at
         self.power_loss = power_loss
         self.steps: list[str] = []
-        self._unsynced_files: dict[int, Path] = {}
+        self.has_died = False
+        self._unsynced_files: set[Path] = set()
         self._unsynced_names: list[_Rename] = []
 
     def _step(self, name: str) -> None:
@@ -39,10 +40,13 @@ class CrashingFilesystem(durable.Filesystem):
             self._die()
 
     def _die(self) -> None:
+        self.has_died = True
         if self.power_loss:
-            for path in self._unsynced_files.values():
+            for path in self._unsynced_files:
                 if path.exists():
-                    os.truncate(path, 0)
+                    size = path.stat().st_size
+                    os.truncate(path, size // 2)
+                    os.truncate(path, size)
             for change in reversed(self._unsynced_names):
                 self._undo(change)
         raise Crash
@@ -55,12 +59,20 @@ class CrashingFilesystem(durable.Filesystem):
 
     def open(self, path: Path, mode: int) -> int:
         self._step(f"open {path.name}")
-        fd = super().open(path, mode)
-        self._unsynced_files[fd] = path
-        return fd
+        return super().open(path, mode)
+
+    def reopen(self, path: Path, mode: int) -> int:
+        self._step(f"reopen {path.name}")
+        return super().reopen(path, mode)
+
+    def truncate(self, fd: int, size_bytes: int) -> None:
+        self._step("truncate")
+        super().truncate(fd, size_bytes)
+        self._unsynced_files.add(_path_of(fd))
 
     def write(self, fd: int, data: memoryview) -> int:
         self._step("write")
+        self._unsynced_files.add(_path_of(fd))
         return super().write(fd, data)
 
     def fsync(self, fd: int) -> None:
@@ -68,15 +80,18 @@ class CrashingFilesystem(durable.Filesystem):
         self._step("fsync folder" if is_folder else "fsync file")
         super().fsync(fd)
         if is_folder:
-            folder = Path(os.readlink(f"/proc/self/fd/{fd}"))
-            self._unsynced_names = [c for c in self._unsynced_names if c.folder.resolve() != folder.resolve()]
+            folder = _path_of(fd).resolve()
+            self._unsynced_names = [c for c in self._unsynced_names if c.folder.resolve() != folder]
         else:
-            self._unsynced_files.pop(fd, None)
+            self._unsynced_files.discard(_path_of(fd))
 
     def rename(self, source: Path, target: Path) -> None:
         self._step(f"rename {target.name}")
         old = target.read_bytes() if target.exists() else None
         super().rename(source, target)
+        if source.resolve() in self._unsynced_files:
+            self._unsynced_files.remove(source.resolve())
+            self._unsynced_files.add(target.resolve())
         self._unsynced_names.append(_Rename(target.parent, source, target, old))
 
     def unlink(self, path: Path) -> None:
@@ -88,3 +103,7 @@ class CrashingFilesystem(durable.Filesystem):
     def mkdir(self, path: Path, mode: int) -> None:
         self._step(f"mkdir {path.name}")
         super().mkdir(path, mode)
+
+
+def _path_of(fd: int) -> Path:
+    return Path(os.readlink(f"/proc/self/fd/{fd}"))

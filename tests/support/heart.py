@@ -46,12 +46,14 @@ Floats = npt.NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Method:
-    """A way to train: `silos` learn together, by lines of [strategy] and with a local learning rate."""
+    """A way to train: `silos` learn together, by lines of [strategy] and with a local learning rate;
+    `precision`: in which weights and updates travel."""
 
     silos: tuple[str, ...] = HOSPITALS
     strategy: str = 'name = "fedavg"'
     learning_rate: float = 0.001
     scaling: str = "local"
+    precision: str = "fp32"
 
 
 # The published constants of the server's optimisers. Flower's FedAdam also corrects the bias of its moments, as the
@@ -65,6 +67,8 @@ METHODS = {
     "fedyogi": Method(strategy=_ADAPTIVE.format("fedyogi", 0.01) + _BETAS, learning_rate=0.01),
     "fedadagrad": Method(strategy=_ADAPTIVE.format("fedadagrad", 0.01), learning_rate=0.01),
     "declared": Method(learning_rate=0.01, scaling="declared"),
+    "fedavg-bf16": Method(precision="bf16"),
+    "declared-bf16": Method(learning_rate=0.01, scaling="declared", precision="bf16"),
     POOLED: Method(silos=(POOLED,)),
     **{f"{hospital}-alone": Method(silos=(hospital,)) for hospital in HOSPITALS},
 }
@@ -141,6 +145,8 @@ weighting = "examples"
 steps = 100
 batch_size = 4
 learning_rate = {method.learning_rate}
+[transport]
+precision = "{method.precision}"
 [evaluation]
 every = 15
 """

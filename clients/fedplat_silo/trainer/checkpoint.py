@@ -17,7 +17,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from fedplat.durable import make_private_dir, remove, sha256_file, write_atomic
-from fedplat.wire.messages import Digest
+from fedplat.wire.buffers import Digest
 from fedplat_silo.trainer.ddp import Place, from_first, gather_bytes
 
 log = logging.getLogger(__name__)

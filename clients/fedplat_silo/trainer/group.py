@@ -24,7 +24,7 @@ from fedplat.wire.http import Phase
 from fedplat.wire.messages import Timings, layout_from_wire
 from fedplat_silo.trainer.crew import Crew
 from fedplat_silo.trainer.errors import Cancelled, TrainingFailed, WorkerLost
-from fedplat_silo.trainer.memory import create_memory, map_vector
+from fedplat_silo.trainer.memory import Weights, create_memory, map_vector, write_weights
 from fedplat_silo.trainer.messages import Command, Done, Failed, Prepared, Progress
 from fedplat_silo.trainer.plan import TrainingPlan
 
@@ -67,7 +67,8 @@ class EvaluateOrder:
 
 @dataclass(frozen=True)
 class TrainResult:
-    """`update`: trained - received, the shared parameters. `trained`: sums over the batches as they were seen.
+    """`update`: trained - received, the shared parameters, read-only and until the next command only: it lies in the
+    memory that the workers write to. `trained`: sums over the batches as they were seen.
 
     `timings` has what happens in the workers. Its `busy_share` is, on the CPU, the workers' CPU time over what their
     threads could have used while training; on GPUs, the share of the training time not spent waiting for data.
@@ -132,15 +133,17 @@ class WorkerGroup:
         self._run(Command(kind="weights"))
         return self._update.copy()
 
-    def train(self, order: TrainOrder, weights: Vector) -> TrainResult:
+    def train(self, order: TrainOrder, weights: Weights) -> TrainResult:
         """One round. LayoutError if the weights do not fit."""
         command = Command(kind="train", round=order.round, proximal_mu=order.proximal_mu, evaluate=order.evaluate)
         done, restarts = self._run(command, weights)
         trained = add_sums(d.trained for d in done if d.trained is not None)
         timings = self._timings(done, restarts, trained.num_examples - sum(d.num_recovered for d in done))
-        return TrainResult(self._update.copy(), trained, _evaluated(done), timings)
+        update = self._update.view()
+        update.flags.writeable = False
+        return TrainResult(update, trained, _evaluated(done), timings)
 
-    def evaluate(self, order: EvaluateOrder, weights: Vector) -> EvaluateResult:
+    def evaluate(self, order: EvaluateOrder, weights: Weights) -> EvaluateResult:
         """Measures the weights on the test set. LayoutError if they do not fit."""
         done, restarts = self._run(Command(kind="evaluate", round=order.round), weights)
         return EvaluateResult(_evaluated(done), self._timings(done, restarts, 0))
@@ -163,7 +166,7 @@ class WorkerGroup:
             for fd in self._fds:
                 os.close(fd)
 
-    def _run(self, command: Command | None, weights: Vector | None = None) -> tuple[list[Done], int]:
+    def _run(self, command: Command | None, weights: Weights | None = None) -> tuple[list[Done], int]:
         """(one answer a rank, restarts)."""
         with self._commanding:
             with suppress(OSError):  # what is there is a cancel that came after its command had ended
@@ -178,7 +181,7 @@ class WorkerGroup:
                 self._crew.stop()
                 raise
 
-    def _attempt(self, command: Command | None, weights: Vector | None) -> tuple[list[Done], int]:
+    def _attempt(self, command: Command | None, weights: Weights | None) -> tuple[list[Done], int]:
         status = 0
         for restarts in range(MAX_RESTARTS + 1):
             try:
@@ -209,13 +212,15 @@ class WorkerGroup:
         )
         self._weights, self._update = (map_vector(fd, self._ready.layout.size) for fd in self._fds)
 
-    def _execute(self, command: Command | None, weights: Vector | None) -> list[Done]:
+    def _execute(self, command: Command | None, weights: Weights | None) -> list[Done]:
         if command is None:
             return []
         assert self._ready is not None
         if weights is not None:
-            self._ready.layout.split(weights)  # for its check
-            self._weights[:] = weights
+            if weights.shape != self._weights.shape:
+                size = self._ready.layout.size
+                raise LayoutError(f"a vector of {weights.size} elements does not fit a layout of {size}")
+            write_weights(self._weights, weights)
         self._crew.send(command)
         return self._collect(Done)
 

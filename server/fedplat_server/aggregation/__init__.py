@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from fedplat_server.aggregation.plain import Update, UpdateError, update_norm, weighted_mean
+from fedplat_server.aggregation.plain import Update, UpdateError, WeightedMean
 
-__all__ = ["Update", "UpdateError", "update_norm", "weighted_mean"]
+__all__ = ["Update", "UpdateError", "WeightedMean"]

@@ -18,17 +18,21 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from fedplat.errors import FedplatError, IdentityError
 from fedplat.identity import ClockSkewError, NonceCache, SignedRequest, parse_headers, verify_request
-from fedplat.wire.http import PREFIX, Problem
+from fedplat.wire.buffers import PIECE_BYTES
+from fedplat.wire.http import BUFFERS, PREFIX, Problem
 from fedplat_server.registry import Member, Registry
 from fedplat_server.superlink.caller import caller_node_id
 from fedplat_server.superlink.fleet import FLEET_ROUTES
 
 OPEN_ROUTES = frozenset({f"{PREFIX}/ca", f"{PREFIX}/enrol", f"{PREFIX}/health"})
-SIGNED_ROUTES = frozenset({f"{PREFIX}/wake", f"{PREFIX}/progress", f"{PREFIX}/leave"})
+SIGNED_ROUTES = frozenset({f"{PREFIX}/wake", f"{PREFIX}/progress", f"{PREFIX}/leave", BUFFERS})
 MAX_OPEN_BODY_BYTES = 8_192
 MAX_SIGNED_BODY_BYTES = 65_536
-MAX_FLEET_BODY_BYTES = 2**31 - 1  # a Flower object holds a whole buffer
+MAX_FLEET_BODY_BYTES = 64 << 20  # small buffers ride in it, and a layout of many parameters
+MAX_ANNOUNCEMENT_BYTES = 8 << 20  # 67 bytes a piece
 MEMBER = "fedplat.member"
+SIGNED = "fedplat.signed"
+_LIMITS = {BUFFERS: MAX_ANNOUNCEMENT_BYTES, **dict.fromkeys(FLEET_ROUTES, MAX_FLEET_BODY_BYTES)}
 
 ErrorWord = Literal[
     "malformed", "unsigned", "unknown_silo", "revoked", "clock_skew", "replayed", "too_large", "not_found"
@@ -63,23 +67,27 @@ class Guard:
             answer = JSONResponse(refused.problem.model_dump(), status_code=refused.status, headers=headers)
             await answer(scope, receive, send)
             return
-        await inner(scope, _replay(body, receive), send)
+        await inner(scope, body, send)
 
-    async def _admit(self, scope: Scope, receive: Receive) -> tuple[ASGIApp, bytes]:
+    async def _admit(self, scope: Scope, receive: Receive) -> tuple[ASGIApp, Receive]:
         path = scope["path"]
         if path in OPEN_ROUTES:
-            return self.ours, await _read_open(scope, receive)
-        if path not in SIGNED_ROUTES and path not in FLEET_ROUTES:
+            return self.ours, _replay(await _read_open(scope, receive), receive)
+        is_buffer = path.startswith(f"{BUFFERS}/")
+        if not is_buffer and path not in SIGNED_ROUTES and path not in FLEET_ROUTES:
             raise Refused(404, "not_found", "there is nothing at this address")
         member, signed = self._authenticate(scope)
-        limit = MAX_FLEET_BODY_BYTES if path in FLEET_ROUTES else MAX_SIGNED_BODY_BYTES
+        self.registry.seen(member.name)
+        scope[MEMBER], scope[SIGNED] = member, signed
+        caller_node_id.set(member.node_id)
+        _check_length(scope, signed)
+        limit = PIECE_BYTES if is_buffer else _LIMITS.get(path, MAX_SIGNED_BODY_BYTES)
         if signed.body_size_bytes > limit:
             raise Refused(413, "too_large", f"the body has {signed.body_size_bytes} bytes, {limit} are allowed")
-        body = await _read_signed(scope, receive, signed)
-        self.registry.seen(member.name)
-        scope[MEMBER] = member
-        caller_node_id.set(member.node_id)
-        return (self.fleet if path in FLEET_ROUTES else self.ours), body
+        if is_buffer:  # verified piece by piece as it comes
+            return self.ours, receive
+        body = await _read_signed(receive, signed)
+        return (self.fleet if path in FLEET_ROUTES else self.ours), _replay(body, receive)
 
     def _authenticate(self, scope: Scope) -> tuple[Member, SignedRequest]:
         try:
@@ -109,10 +117,12 @@ async def _read_open(scope: Scope, receive: Receive) -> bytes:
     return await _read(receive, int(length))
 
 
-async def _read_signed(scope: Scope, receive: Receive, signed: SignedRequest) -> bytes:
-    announced = Headers(scope=scope).get("content-length", "0")
-    if announced != str(signed.body_size_bytes):
+def _check_length(scope: Scope, signed: SignedRequest) -> None:
+    if Headers(scope=scope).get("content-length", "0") != str(signed.body_size_bytes):
         raise Refused(400, "malformed", "the body's length is not the one that was signed")
+
+
+async def _read_signed(receive: Receive, signed: SignedRequest) -> bytes:
     body = await _read(receive, signed.body_size_bytes)
     if hashlib.sha256(body).hexdigest() != signed.body_sha256:
         raise Refused(400, "malformed", "the body is not the one that was signed")

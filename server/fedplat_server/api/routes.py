@@ -15,8 +15,10 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
 from fedplat import __version__
+from fedplat.bufferfiles import DamagedPieceError
 from fedplat.errors import ConflictError, FedplatError, IdentityError, NotFoundError, StoreError, WireError
 from fedplat.wire.http import PREFIX, EnrolReply, EnrolRequest, Problem, Progress, WakeRequest
+from fedplat_server.api.buffers import BufferRoutes
 from fedplat_server.api.guard import MEMBER
 from fedplat_server.api.wake import Waker
 from fedplat_server.registry import Member, Registry
@@ -30,6 +32,7 @@ class SiloRoutes:
     """What the routes need: `enrol` and `leave` are calls that touch the store."""
 
     ca_pem: str
+    buffers: BufferRoutes
     registry: Registry
     waker: Waker
     enrol: Callable[[EnrolRequest], EnrolReply]
@@ -46,6 +49,7 @@ class SiloRoutes:
             ("POST", "leave", self._leave),
         ]
         routes = [Route(f"{PREFIX}/{name}", answer, methods=[method]) for method, name, answer in endpoints]
+        routes += self.buffers.routes()
         return Starlette(routes=routes, exception_handlers={FedplatError: _problem})
 
     async def _ca(self, _request: Request) -> Response:
@@ -85,6 +89,7 @@ async def _body(request: Request, model: type[Body]) -> Body:
 
 
 _STATUS: tuple[tuple[type[FedplatError], int, str], ...] = (
+    (DamagedPieceError, 400, "damaged"),
     (WireError, 400, "malformed"),
     (IdentityError, 403, "refused"),
     (NotFoundError, 403, "revoked"),

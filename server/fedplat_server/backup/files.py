@@ -13,7 +13,7 @@ from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, StringConstrai
 from fedplat.canonical import canonical_json, sha256_hex
 from fedplat.durable import make_private_dir, sha256_file, write_atomic, write_atomic_chunks
 from fedplat.errors import FedplatError
-from fedplat.wire.messages import Digest
+from fedplat.wire.buffers import Digest
 
 DATABASE = "fedplat.db"
 SETTINGS = "server.json"

@@ -13,10 +13,13 @@ from hypothesis import strategies as st
 from fedplat.errors import WireError
 from fedplat.metrics import MetricSums
 from fedplat.reasons import Code, Reason
+from fedplat.spec.model import Precision
+from fedplat.wire.buffers import BufferRef, to_bytes
 from fedplat.wire.codec import from_record, to_record
 from fedplat.wire.messages import EvaluateReply, JoinReply, TrainReply, TrainRequest, WeightsReply, WeightsRequest
 
 HASH = "0" * 64
+REF = BufferRef(size_bytes=5 << 20, pieces=("1" * 64, "2" * 64))
 REQUEST = TrainRequest(run="run-1", spec_hash=HASH, round=2, step=3, roster=("a", "b"), evaluate=True)
 REPLY = TrainReply(
     run="run-1",
@@ -40,27 +43,38 @@ def body(**changes: object) -> RecordDict:
     return record(body=json.dumps(REQUEST.model_dump(mode="json") | changes))
 
 
-@pytest.mark.parametrize("message", [REQUEST, REPLY])
+@pytest.mark.parametrize("message", [REQUEST, REPLY, REQUEST.model_copy(update={"buffer": REF})])
 def test_round_trip(message: TrainRequest | TrainReply) -> None:
     vector = np.array([0, -0.0, np.inf, np.nan, 1e-45], dtype=np.float32)
-    parcel = from_record(to_record(message, vector), type(message))
+    parcel = from_record(to_record(message, to_bytes(vector, Precision.FP32)), type(message))
     assert parcel.body == message
     assert parcel.vector(5).tobytes() == vector.tobytes()
     assert not parcel.vector(5).flags.writeable
 
 
-def test_buffers_of_other_types_become_float32() -> None:
-    vector = np.arange(6, dtype=np.float64)[::2]
-    parcel = from_record(to_record(REQUEST, vector), TrainRequest)  # type: ignore[arg-type]
-    assert parcel.vector(3).tolist() == [0, 2, 4]
+def test_a_buffer_of_halves_becomes_float32() -> None:
+    vector = np.array([0, -0.0, np.inf, 1.5, -3e38], dtype=np.float32)
+    parcel = from_record(to_record(REQUEST, to_bytes(vector, Precision.BF16)), TrainRequest)
+    assert len(parcel.buffer) == 10
+    found = parcel.vector(5, Precision.BF16)
+    assert found.dtype == np.float32
+    assert found.tolist() == [0, 0, np.inf, 1.5, pytest.approx(-3e38, rel=2**-8)]
+    assert np.signbit(found[1])
+
+
+def test_what_has_no_buffer_has_an_empty_one() -> None:
     assert from_record(to_record(REQUEST), TrainRequest).buffer == b""
+    assert from_record(to_record(REQUEST), TrainRequest).vector(0).tolist() == []
 
 
-@pytest.mark.parametrize("size", [0, 1, 3, 10**15])
-def test_buffer_of_another_length(size: int) -> None:
-    parcel = from_record(to_record(REQUEST, np.zeros(2, dtype=np.float32)), TrainRequest)
-    with pytest.raises(WireError, match="8 bytes, not"):
-        parcel.vector(size)
+@pytest.mark.parametrize(
+    ("size", "precision"),
+    [(0, "fp32"), (1, "fp32"), (3, "fp32"), (10**15, "fp32"), (2, "bf16"), (5, "bf16"), (2**62, "bf16")],
+)
+def test_buffer_of_another_length(size: int, precision: str) -> None:
+    parcel = from_record(to_record(REQUEST, bytes(8)), TrainRequest)
+    with pytest.raises(WireError, match=f"8 bytes, not {size} numbers in {precision}"):
+        parcel.vector(size, Precision(precision))
 
 
 def test_equal_messages_are_equal_bytes() -> None:
@@ -117,6 +131,11 @@ def garbage() -> dict[str, RecordDict]:
         "run with newline": body(run="run-1\n"),
         "hash": body(spec_hash="0" * 63),
         "roster": body(roster=["a\nb"]),
+        "buffer without pieces": body(buffer={"size_bytes": 1, "pieces": []}),
+        "buffer of nothing": body(buffer={"size_bytes": 0, "pieces": []}),
+        "buffer with a piece too many": body(buffer={"size_bytes": 4 << 20, "pieces": [HASH, HASH]}),
+        "buffer of another hash": body(buffer={"size_bytes": 1, "pieces": ["0" * 63]}),
+        "buffer that is huge": body(buffer={"size_bytes": 2**70, "pieces": [HASH]}),
     }
 
 

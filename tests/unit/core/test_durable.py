@@ -130,6 +130,48 @@ def test_short_writes_are_completed(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert (tmp_path / "file").read_bytes() == NEW
 
 
+def test_a_file_written_in_any_order_appears_when_it_is_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "file"
+    durable.write_atomic(path, OLD)
+
+    def act() -> None:
+        with durable.AtomicFile(path) as file:
+            file.write(NEW[:10])
+            file.write(NEW[50:], at=50)
+            file.write(NEW[10:50], at=10)
+            assert file.read(5, 50) == NEW[5:55]
+            file.commit()
+
+    for steps in crash_everywhere(monkeypatch, act):
+        assert path.read_bytes() == (NEW if steps[-1] == "fsync folder" else OLD)
+    assert steps == ["open", "write", "write", "write", "fsync file", "rename", "fsync folder"]
+
+
+def test_what_is_not_committed_leaves_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    durable.write_atomic(path, OLD)
+    with durable.AtomicFile(path) as file:
+        file.write(NEW)
+    with durable.AtomicFile(path) as file:
+        file.write(NEW)
+        file.sync()
+    assert path.read_bytes() == OLD
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_file_that_is_reopened_goes_on(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    for part, length in ((b"abc", 0), (b"de", 2)):
+        fd = durable.filesystem.reopen(path, 0o600)
+        assert os.lseek(fd, 0, os.SEEK_END) == (3 if length else 0)
+        durable.filesystem.truncate(fd, length)
+        os.lseek(fd, length, os.SEEK_SET)
+        assert durable.filesystem.write(fd, memoryview(part)) == len(part)
+        os.close(fd)
+    assert path.read_bytes() == b"abde"
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+
+
 @pytest.mark.parametrize("mode", [0o600, 0o644])
 def test_the_mode_is_exact_whatever_the_umask(tmp_path: Path, mode: int) -> None:
     before = os.umask(0o077)

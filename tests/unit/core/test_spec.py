@@ -25,7 +25,7 @@ count = 3
 [training]
 epochs = 1
 """
-PINNED_HASH = "b4da783df67b0b743e264ee7657d4b85a0c4972a045f0e140a8758ffdc7e3cb1"
+PINNED_HASH = "0a366b17254a1829e789df6a8afe62e5ab4fc94d4b12fe0ce2887081777f48be"
 
 
 def problem(text: str) -> str:

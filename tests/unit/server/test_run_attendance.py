@@ -15,11 +15,14 @@ from fedplat.metrics import MetricSums
 from fedplat.reasons import Code, Reason
 from fedplat.wire.codec import Parcel
 from fedplat.wire.messages import TrainReply, TrainRequest
+from fedplat_server.checkpoints import Checkpoints
+from fedplat_server.context import RoundLost, RoundTask, RunContext
 from fedplat_server.driver import MAX_LOST, MAX_OUTAGES, RunDriver
 from fedplat_server.exchange import Given
 from fedplat_server.recruiting import RunFailed, RunPaused
 from fedplat_server.registry import Member
-from fedplat_server.rounds import RoundLost, RoundResult, RoundTask, RunContext, run_round
+from fedplat_server.road import Road
+from fedplat_server.rounds import RoundResult, run_round
 from fedplat_server.staging import Staging
 from fedplat_server.store import RunSiloState, Split, open_store
 from fedplat_server.strategies import make_strategy
@@ -78,7 +81,7 @@ class Round:
     """One round of two silos. `minimum` of them are needed; `patience_s`: the time until it goes on, or gives up."""
 
     def __init__(self, folder: Path, minimum: int = 2, patience_s: float = 0.2) -> None:
-        world = World(folder)
+        world = World(folder / "world", "in the message")
         self.store = open_store(world.url)
         spec = world.spec.model_copy(
             update={
@@ -86,13 +89,15 @@ class Round:
                 "silos": world.spec.silos.model_copy(update={"wait_s": patience_s}),
             }
         )
-        parts = (make_strategy(spec, world.layout), world.checkpoints, Staging(folder / "staging"))
+        checkpoints = Checkpoints(world.home.checkpoints("r-1"), spec.hash)
+        self.model = checkpoints.save(0, np.zeros(SIZE, np.float32), world.layout)
+        parts = (make_strategy(spec), checkpoints, Staging(folder / "staging"), Road(lambda: None))
         self.context = RunContext("r-1", spec, world.layout, minimum, self.store, *parts)
 
     def run(self, script: Script, roster: Sequence[str] = SILOS) -> RoundResult:
         made: Any = script
         there = [m for m in members() if m.name in roster]
-        task = RoundTask(1, 1, np.zeros(SIZE, np.float32), SILOS)
+        task = RoundTask(1, 1, self.model, SILOS)
         return run_round(self.context, task, there, made, made, lambda *_: None)
 
     def parts(self) -> dict[str, tuple[SiloRoundState, str | None]]:
@@ -173,10 +178,10 @@ def test_sums_of_another_shape_are_left_out_and_named(tmp_path: Path) -> None:
 def test_a_round_that_is_interrupted_again_and_again_pauses_the_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, trouble: Exception, times: int, code: str
 ) -> None:
-    world = World(tmp_path)
+    world = World(tmp_path / "world", "in the message")
     store = open_store(world.url)
     link: Any = type("NoLink", (), {"open_run": lambda _: 1, "close_run": lambda *_: None})()
-    parts: Any = (None, store, link, None, Turns(), lambda *_: "")
+    parts: Any = (None, store, link, None, None, Turns(), lambda *_: "")
     driver = RunDriver("r-1", world.spec, *parts)
     seen: list[int] = []
 

@@ -1,7 +1,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,8 +11,17 @@ with warnings.catch_warnings():  # typer, which flwr imports, still uses what cl
     warnings.simplefilter("ignore", DeprecationWarning)
     import flwr.serverapp.strategy  # noqa: F401
 
+from fedplat import bufferfiles
+from fedplat.bufferfiles import Region
 from fedplat.params import Group, Layout, Parameter, Vector
-from fedplat.spec.model import RunSpec
+from fedplat.spec.model import Precision, RunSpec
+from fedplat.wire import buffers
+from fedplat.wire.buffers import to_bytes
+from fedplat_server import road
+from fedplat_server.vectors import StoredVector
+from tests.support.roadscene import PIECE, Scene
+
+Stored = Callable[..., StoredVector]
 
 
 @pytest.fixture
@@ -55,3 +65,28 @@ def vector(layout: Layout) -> Callable[..., Vector]:
         return (np.random.default_rng(seed).normal(size=layout.size) * scale).astype(np.float32)
 
     return make
+
+
+@pytest.fixture
+def stored(tmp_path: Path) -> Stored:
+    """A vector as it lies in a file, behind something else."""
+    made = 0
+
+    def write(vector: Vector, precision: Precision = Precision.FP32) -> StoredVector:
+        nonlocal made
+        made += 1
+        path, data = tmp_path / f"{made}.vector", to_bytes(vector, precision)
+        path.write_bytes(b"head" + bytes(data))
+        return StoredVector(Region(path, 4, len(data)), precision)
+
+    return write
+
+
+@pytest.fixture
+def scene(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Scene]:
+    """A road with small pieces."""
+    for module in (buffers, bufferfiles, road):
+        monkeypatch.setattr(module, "PIECE_BYTES", PIECE)
+    made = Scene(tmp_path)
+    yield made
+    made.road.close("run")

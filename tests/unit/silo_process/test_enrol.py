@@ -159,11 +159,11 @@ def test_a_crash_anywhere_is_cured_by_the_same_invite(
 
 
 @pytest.mark.parametrize("file", ["ca", "key"])
-def test_half_an_enrolment_is_noticed(home: SiloHome, server: TlsServer, file: str) -> None:
+def test_half_an_enrolment_is_noticed(home: SiloHome, server: TlsServer, short_path: Path, file: str) -> None:
     Registrar(server)
     enrol(home, server.invite())
     if file == "ca":
-        home.ca_certificate.write_text(_other_ca(home.path / "x"))
+        home.ca_certificate.write_text(_other_ca(short_path))
     else:
         save_key(new_key(), home.key)
     with pytest.raises(IdentityError, match="interrupted") as caught:

@@ -31,7 +31,7 @@ from fedplat_silo.client_app import make_client_app
 from fedplat_silo.inbox import Inbox
 from fedplat_silo.participation import Site
 from fedplat_silo.runs import Runs
-from tests.unit.silo_process.fakes import Cast
+from tests.unit.silo_process.fakes import Cast, no_road
 from tests.unit.silo_process.test_client_app import WEIGHTS, make_spec
 
 SPEC = make_spec(data={"name": "none"})
@@ -48,7 +48,7 @@ class FakeFleet:
 
     def send(self, message_id: str, request: Request, weights: bool = False) -> None:
         metadata = Metadata(1, message_id, 1, 2, "", "", time.time(), 60.0, request.kind)
-        self.waiting.append(make_message(metadata, to_record(request, WEIGHTS if weights else None)))
+        self.waiting.append(make_message(metadata, to_record(request, WEIGHTS.tobytes() if weights else b"")))
 
     def pull(self) -> Any:
         if not self.waiting:
@@ -93,7 +93,7 @@ def desk(home: SiloHome, monkeypatch: pytest.MonkeyPatch) -> Iterator[Desk]:
         threads[-1].start()
 
     cast, fleet = Cast(), FakeFleet()
-    runs = Runs(Site(home, cast.make, lambda _progress: None))
+    runs = Runs(Site(home, cast.make, lambda _progress: None, no_road))
     made: Any = fleet
     inbox = Inbox(made, make_client_app(runs, home.name), runs, stop, spawn)
     spawn("opener", inbox.open_messages)
@@ -276,4 +276,6 @@ def test_a_disk_that_is_full_when_a_run_ends_does_not_end_the_silo(
         desk.inbox.end("r-1")
         until(lambda: "could not be tidied away" in caplog.text)
     until(lambda: desk.runs.names == ())
-    assert Runs(Site(home, desk.cast.make, lambda _progress: None)).names == ("r-1",), "the next start asks about it"
+    assert Runs(Site(home, desk.cast.make, lambda _progress: None, no_road)).names == ("r-1",), (
+        "the next start asks about it"
+    )

@@ -1,0 +1,57 @@
+"""The closing evaluation: the last round's model is measured too."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+
+from fedplat.errors import LayoutError, WireError
+from fedplat.wire.messages import EvaluateReply, EvaluateRequest
+from fedplat_server.checkpoints import Checkpoint
+from fedplat_server.context import RunContext
+from fedplat_server.exchange import Inquiry
+from fedplat_server.figures import evaluation, note_left_out, note_tests
+from fedplat_server.outgoing import outgoing
+from fedplat_server.recruiting import RunFailed
+from fedplat_server.registry import Member
+from fedplat_server.store import Split
+
+
+def closing_evaluation(
+    context: RunContext, model: Checkpoint, members: Sequence[Member], inquiry: Inquiry[EvaluateReply]
+) -> None:
+    """Measure the last weights and write it down. RunFailed if the silos' figures make no sense."""
+    number = model.manifest.round
+    replies = _ask(context, model, members, inquiry)
+    shared = [(silo, s) for silo in sorted(replies) if (s := replies[silo].evaluated) is not None]
+    try:
+        if shared:
+            found = evaluation(shared, number, Split.TEST)
+            context.store.rounds.record_evaluation(run_id=context.run_id, evaluation=found)
+            note_left_out(context, found, [silo for silo, _ in shared])
+    except (WireError, LayoutError) as error:
+        raise RunFailed(f"the closing evaluation makes no sense: {error.message}") from None
+    note_tests(context, number, [(silo, s) for silo, s in shared if replies[silo].share_metrics])
+
+
+def _ask(
+    context: RunContext, model: Checkpoint, members: Sequence[Member], inquiry: Inquiry[EvaluateReply]
+) -> dict[str, EvaluateReply]:
+    """The answers that come before the timeout, or later by a line that moves."""
+    weights = outgoing(context, model, members)
+    number, spec_hash = model.manifest.round, context.spec.hash
+    question = EvaluateRequest(run=context.run_id, spec_hash=spec_hash, round=number, buffer=weights.ref)
+    inquiry.ask(members, question, weights.inline)
+    deadline = time.monotonic() + context.spec.rounds.timeout_s
+    replies: dict[str, EvaluateReply] = {}
+    try:
+        while inquiry.waiting_for and (time.monotonic() < deadline or _moves(context, inquiry.waiting_for)):
+            replies |= {g.silo: g.parcel.body for g in inquiry.answers(1.0) if g.failed is None}
+    finally:
+        context.road.close(context.run_id)
+        context.staging.clear()
+    return replies
+
+
+def _moves(context: RunContext, silos: Sequence[str]) -> bool:
+    return any(context.road.is_moving(context.run_id, silo) for silo in silos)

@@ -1,0 +1,56 @@
+"""From the uploads of a round to the next model: average and step block by block, from file to file."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from fedplat_server.aggregation import Update, UpdateError, WeightedMean
+from fedplat_server.checkpoints import Checkpoint
+from fedplat_server.context import RoundLost, RoundTask, RunContext
+from fedplat_server.uploads import Uploads
+from fedplat_server.vectors import StoredVector, ahead
+
+
+@dataclass(frozen=True)
+class Stepped:
+    """The next model, and what is known of the mean update that led to it. `divergence`: |sum w u| / sum w |u|."""
+
+    cohort: tuple[str, ...]
+    model: Checkpoint
+    norm: float
+    divergence: float | None
+
+
+class UpdateTooLarge(UpdateError):
+    """The largest update of a mean that is above the spec's limit."""
+
+
+def step(context: RunContext, task: RoundTask, cohort: tuple[str, ...], uploads: Uploads) -> Stepped:
+    """The cohort is written down before anything that follows from it is there. UpdateError names the silo whose
+    update is not finite, or the largest of a mean that is too large."""
+    model, precision = task.model, context.spec.transport.precision
+    staged = [uploads.updates[silo] for silo in cohort]
+    mean = WeightedMean([Update(s.reply.silo, s.reply.weight, StoredVector(s.update, precision)) for s in staged])
+    with context.checkpoints.write(task.number, context.layout) as writer:
+        for block, update in ahead(mean.blocks()):
+            state = {slot: kept.read(block.start, block.stop) for slot, kept in model.state.items()}
+            weights = model.weights.read(block.start, block.stop)
+            writer.add(*context.strategy.step(task.number, weights, update, mean.total_weight, state))
+        _check_norm(context, cohort, mean)
+        context.store.rounds.fix_cohort(run_id=context.run_id, number=task.number, cohort=cohort)
+        return Stepped(cohort, writer.commit(), mean.norm, mean.divergence)
+
+
+def step_again(context: RunContext, task: RoundTask, cohort: Sequence[str], uploads: Uploads) -> Stepped:
+    """The step with a cohort that was fixed before the server was restarted. RoundLost if an upload is gone."""
+    if gone := [silo for silo in cohort if silo not in uploads.updates]:
+        raise RoundLost(f"the staged updates of {', '.join(gone)} are missing or damaged")
+    return step(context, task, tuple(cohort), uploads)
+
+
+def _check_norm(context: RunContext, cohort: tuple[str, ...], mean: WeightedMean) -> None:
+    limit = context.spec.stop.max_update_norm
+    if limit is not None and mean.norm > limit:
+        largest = max(zip(mean.weighted_norms, cohort, strict=True))[1]
+        raise UpdateTooLarge(largest, f"makes the mean's norm {mean.norm:.3g}")
