@@ -151,7 +151,6 @@ class Participation:
             finished = self._train(parcel, order, exchange)
         else:
             log.info("run %s: round %d is asked for again, and sent again", self.run, request.round)
-        forget_checkpoint(self._site.home, self.run)
         forget_fetched(self._spool.folder(self.run))
         reply = finished.reply.model_copy(update={"step": request.step})
         # A large update is on its way while the disk still works on it; the reply, which makes it count, waits.
@@ -159,6 +158,7 @@ class Participation:
             settled = disk.submit(self._spool.settle, order)
             sent = self._send(reply, request.step, finished.update)
             settled.result()
+        forget_checkpoint(self._site.home, self.run)
         return sent
 
     def evaluate(self, parcel: Parcel[EvaluateRequest], exchange: Exchange) -> EvaluateReply:

@@ -38,14 +38,15 @@ def _ask(
     context: RunContext, model: Checkpoint, members: Sequence[Member], inquiry: Inquiry[EvaluateReply]
 ) -> dict[str, EvaluateReply]:
     """The answers that come before the timeout, or later by a line that moves."""
-    weights = outgoing(context, model, members)
     number, spec_hash = model.manifest.round, context.spec.hash
-    question = EvaluateRequest(run=context.run_id, spec_hash=spec_hash, round=number, buffer=weights.ref)
-    inquiry.ask(members, question, weights.inline)
-    deadline = time.monotonic() + context.spec.rounds.timeout_s
+    begun_s = time.monotonic()
     replies: dict[str, EvaluateReply] = {}
+    context.staging.clear()  # a killed server may have left weights, whole or not
     try:
-        while inquiry.waiting_for and (time.monotonic() < deadline or _moves(context, inquiry.waiting_for)):
+        weights = outgoing(context, model, members)
+        question = EvaluateRequest(run=context.run_id, spec_hash=spec_hash, round=number, buffer=weights.ref)
+        inquiry.ask(members, question, weights.inline)
+        while _is_due(context, inquiry.waiting_for, begun_s):
             replies |= {g.silo: g.parcel.body for g in inquiry.answers(1.0) if g.failed is None}
     finally:
         context.road.close(context.run_id)
@@ -53,5 +54,7 @@ def _ask(
     return replies
 
 
-def _moves(context: RunContext, silos: Sequence[str]) -> bool:
-    return any(context.road.is_moving(context.run_id, silo) for silo in silos)
+def _is_due(context: RunContext, silos: Sequence[str], begun_s: float) -> bool:
+    """Whether one of the silos may still answer in time."""
+    timeout_s, deadline_s = context.spec.rounds.timeout_s, context.road.deadline_s
+    return any(time.monotonic() < deadline_s(context.run_id, silo, begun_s, timeout_s) for silo in silos)

@@ -81,8 +81,10 @@ def _ask(inquiry: Inquiry[WeightsReply], context: RunContext, member: Member) ->
     """The answer of one silo; None if it does not come in time, or in time by a line that moves."""
     expect_upload(context, _STEP, member.name)
     inquiry.ask([member], WeightsRequest(run=context.run_id, spec_hash=context.spec.hash))
-    silo, deadline = member.name, time.monotonic() + context.spec.rounds.timeout_s
-    while silo in inquiry.waiting_for and (time.monotonic() < deadline or context.road.is_moving(context.run_id, silo)):
+    silo, begun_s, timeout_s = member.name, time.monotonic(), context.spec.rounds.timeout_s
+    while silo in inquiry.waiting_for:
+        if time.monotonic() >= context.road.deadline_s(context.run_id, silo, begun_s, timeout_s):
+            break
         context.road.check(context.run_id)
         for given in inquiry.answers(1.0):
             if given.silo == silo:
@@ -97,7 +99,7 @@ def _blocks(context: RunContext, given: Given[WeightsReply]) -> Iterator[Vector]
         if len(given.parcel.buffer) != context.buffer_bytes:
             return None
         return iter((to_vector(given.parcel.buffer, precision),))
-    if given.parcel.buffer or context.road.arrived(context.run_id, _STEP, given.silo) != ref:
+    if given.parcel.buffer or not context.road.accept(context.run_id, _STEP, given.silo, ref):
         return None
     return StoredVector(Region(context.staging.buffer_path(given.silo), 0, ref.size_bytes), precision).blocks()
 

@@ -24,17 +24,22 @@ class Outgoing:
 
 def outgoing(context: RunContext, model: Checkpoint, members: Sequence[Member]) -> Outgoing:
     """The weights in the run's precision. Large ones lie where the checkpoint has them, once for all `members`."""
-    precision = context.spec.transport.precision
     if not context.by_road:
-        return Outgoing(None, to_bytes(model.weights.vector(), precision))
-    ref, region = model.manifest.weights, model.weights.region
-    if precision is not Precision.FP32:
-        path = context.staging.weights_path
-        make_private_dir(path.parent)
-        ref = write_buffer(path, (to_bytes(block, precision) for block in model.weights.blocks()))
-        region = Region(path, 0, ref.size_bytes)
+        return Outgoing(None, to_bytes(model.weights.vector(), context.spec.transport.precision))
+    ref, region = context.road.offered(context.run_id) or _large(context, model)
     context.road.offer(context.run_id, ref, region, frozenset(m.name for m in members))
     return Outgoing(ref)
+
+
+def _large(context: RunContext, model: Checkpoint) -> tuple[BufferRef, Region]:
+    """Where the bytes lie; in another precision they are written once a step, however often silos are asked."""
+    precision = context.spec.transport.precision
+    if precision is Precision.FP32:
+        return model.manifest.weights, model.weights.region
+    path = context.staging.weights_path
+    make_private_dir(path.parent)
+    ref = write_buffer(path, (to_bytes(block, precision) for block in model.weights.blocks()))
+    return ref, Region(path, 0, ref.size_bytes)
 
 
 def expect_upload(context: RunContext, step: int, silo: str) -> None:

@@ -21,7 +21,8 @@ from fedplat.durable import make_private_dir
 from fedplat.errors import ConflictError, StoreUnavailableError, WireError
 from fedplat.wire.buffers import PIECE_BYTES, BufferRef
 
-STALLED_S = 30.0  # a transfer without a byte for so long does not move any more
+STALLED_S = 30.0  # a transfer without a byte for so long is shown as one that does not move any more
+MIN_BYTES_PER_S = 16 * 1024  # what is slower than this buys no more time than it has
 _RATE_OVER_S = 5.0
 _OVER = "Its round is over."
 
@@ -40,6 +41,7 @@ class Transfer:
     _begun_at_s: float = 0.0
     _counted_at_s: float = 0.0
     _furthest_bytes: int = 0
+    gained_bytes: int = 0
 
     def start_at(self, done_bytes: int) -> None:
         """Another attempt begins with so much. That is no movement: else who never gets a byte through would hold up
@@ -56,6 +58,7 @@ class Transfer:
         self.bytes_per_s += share * (max(0, done_bytes - self.done_bytes) / passed_s - self.bytes_per_s)
         self.done_bytes, self._counted_at_s = done_bytes, now
         if done_bytes > self._furthest_bytes:
+            self.gained_bytes += done_bytes - self._furthest_bytes
             self._furthest_bytes, self.moved_at_s = done_bytes, now
 
     @property
@@ -64,14 +67,9 @@ class Transfer:
         return (self.total_bytes - self.done_bytes) / self.bytes_per_s if self.bytes_per_s > 0 else None
 
     @property
-    def is_recent(self) -> bool:
-        """Whether it has got further a moment ago."""
-        return time.monotonic() - self.moved_at_s < STALLED_S
-
-    @property
     def is_moving(self) -> bool:
         """Whether there is more to come, and it has got further a moment ago."""
-        return self.done_bytes < self.total_bytes and self.is_recent
+        return self.done_bytes < self.total_bytes and time.monotonic() - self.moved_at_s < STALLED_S
 
 
 @dataclass(frozen=True)
@@ -99,8 +97,20 @@ class _Expected:
     is_over: bool = False
     incoming: Incoming | None = None
     arrived: BufferRef | None = None
+    is_accepted: bool = False
     transfer: Transfer | None = None
     lock: threading.Lock = field(default_factory=threading.Lock)
+
+    @contextmanager
+    def now(self) -> Iterator[None]:
+        """The lock, but not after others: a silo has one request at a time, and must not fill the server's threads
+        with more."""
+        if not self.lock.acquire(blocking=False):
+            raise StoreUnavailableError("another request of this silo is being answered")
+        try:
+            yield
+        finally:
+            self.lock.release()
 
     def open(self, ref: BufferRef) -> int:
         """Takes stock of what is there; returns its length."""
@@ -109,10 +119,11 @@ class _Expected:
         self.turn += 1
         if self.arrived is None and Region(self.target, 0, ref.size_bytes).is_good(ref):
             self.arrived = ref
-        if self.arrived is not None:
-            if self.arrived != ref:
-                raise ConflictError("another buffer has arrived for this step already")
+        if self.arrived == ref:
             return ref.size_bytes
+        if self.is_accepted:
+            raise ConflictError("another buffer counts for this step already")
+        self.arrived = None  # its silo has lost it before it counted, and has made another
         if self.incoming is not None:
             self.incoming.close()
         make_private_dir(self.incoming_path.parent)
@@ -146,7 +157,7 @@ def _check_space(path: Path, num_bytes: int) -> None:
 
 @dataclass
 class _RunRoad:
-    offers: dict[str, Region] = field(default_factory=dict)
+    offer: tuple[BufferRef, Region] | None = None
     readers: frozenset[str] = frozenset()
     expected: dict[tuple[int, str], _Expected] = field(default_factory=dict)
     transfers: dict[tuple[str, bool], Transfer] = field(default_factory=dict)
@@ -167,20 +178,32 @@ class Road:
         """Let `silos` fetch a buffer too, instead of any other that the run offered before."""
         with self._lock:
             road = self._runs.setdefault(run, _RunRoad())
-            road.readers = silos | (road.readers if ref.digest in road.offers else frozenset())
-            road.offers = {ref.digest: region}
+            road.readers = silos | (road.readers if road.offer == (ref, region) else frozenset())
+            road.offer = ref, region
+
+    def offered(self, run: str) -> tuple[BufferRef, Region] | None:
+        """What the run offers in the open step."""
+        with self._lock:
+            return self._runs[run].offer if run in self._runs else None
 
     def expect(self, run: str, step: int, silo: str, size_bytes: int, incoming: Path, target: Path) -> None:
         """Let a silo upload one buffer of that length for a step; it lies at `target` when it has arrived."""
         with self._lock:
             road = self._runs.setdefault(run, _RunRoad())
+            old = road.expected.get((step, silo))
             road.expected[step, silo] = _Expected(size_bytes, incoming, target)
+        if old is not None:
+            old.close()  # a connection that is still open must not write to what comes now
 
-    def arrived(self, run: str, step: int, silo: str) -> BufferRef | None:
-        """The upload that has come whole, if it has."""
+    def accept(self, run: str, step: int, silo: str, ref: BufferRef) -> bool:
+        """Whether this upload has come whole; from now on it counts, and no other is taken."""
         with self._lock:
             expected = self._runs[run].expected.get((step, silo)) if run in self._runs else None
-        return expected.arrived if expected else None
+        if expected is None:
+            return False
+        with expected.lock:
+            expected.is_accepted = expected.is_accepted or expected.arrived == ref
+            return expected.arrived == ref
 
     def check(self, run: str) -> None:
         """Raises the OSError with which the disk has failed under an upload of this run."""
@@ -189,10 +212,13 @@ class Road:
         if trouble is not None:
             raise trouble
 
-    def is_moving(self, run: str, silo: str) -> bool:
-        """Whether bytes are on their way from or to a silo, or the message that follows an upload."""
-        mine = (t for t in self.transfers(run) if t.silo == silo)
-        return any(t.is_moving or (t.upload and t.is_recent) for t in mine)
+    def deadline_s(self, run: str, silo: str, begun_s: float, timeout_s: float) -> float:
+        """Until when a step that began at `begun_s` waits for a silo: `timeout_s` from then, or from when its transfers
+        last got further, so that a slow line takes nothing from its training. What has come pays for the time, at
+        `MIN_BYTES_PER_S`: nobody holds up a round with a byte now and then."""
+        mine = [t for t in self.transfers(run) if t.silo == silo and t.gained_bytes]
+        paid_s = sum(t.gained_bytes for t in mine) / MIN_BYTES_PER_S
+        return min(max([begun_s, *(t.moved_at_s for t in mine)]), begun_s + paid_s) + timeout_s
 
     def transfers(self, run: str) -> tuple[Transfer, ...]:
         """What is or was on its way in the open step."""
@@ -217,7 +243,7 @@ class Road:
             raise WireError(
                 f"silo {silo} announces {ref.size_bytes} bytes for step {step} of run {run}, not {expected.size_bytes}"
             )
-        with expected.lock, self._disk(road):
+        with expected.now(), self._disk(road):
             have = expected.open(ref)
             expected.transfer = self._transfer(road, silo, upload=True, size_bytes=ref.size_bytes, have_bytes=have)
             return have
@@ -238,9 +264,9 @@ class Road:
         """A buffer that is offered to this silo, who has it up to `offset`."""
         road = self._run(run)
         with self._lock:
-            region = road.offers.get(digest)
-            if region is None or silo not in road.readers:
+            if road.offer is None or road.offer[0].digest != digest or silo not in road.readers:
                 raise ConflictError(f"run {run} does not offer that buffer to silo {silo}", hint=_OVER)
+            region = road.offer[1]
         if offset >= region.size_bytes:
             raise WireError(f"the buffer has {region.size_bytes} bytes, and {offset} is not one of them")
         return region, self._transfer(road, silo, upload=False, size_bytes=region.size_bytes, have_bytes=offset)

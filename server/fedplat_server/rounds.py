@@ -86,13 +86,14 @@ class _Collecting:
         for silo in {*self.task.roster} - {m.name for m in members} - self.uploads.updates.keys():
             self.uploads.fail(silo, Reason.of(Code.REVOKED))
         self._ask([m for m in members if m.name not in self.uploads.updates])
-        begun = time.monotonic()
-        while not self._is_done(waited_s := time.monotonic() - begun):
+        begun_s = time.monotonic()
+        while not self._is_done(begun_s):
             self.context.road.check(self.context.run_id)
-            self._take(min(1.0, max(0.0, self.context.spec.rounds.timeout_s - waited_s) or 1.0))
+            left_s = begun_s + self.context.spec.rounds.timeout_s - time.monotonic()
+            self._take(min(1.0, max(0.0, left_s) or 1.0))
             self._ask_again()
             self.waiting((*self.inquiry.waiting_for, *self.uploads.away), len(self.uploads.updates))
-        return waited_s
+        return time.monotonic() - begun_s
 
     def _ask(self, members: Sequence[Member]) -> None:
         """The question, with the weights in it or on the road, and the road open for large updates."""
@@ -117,16 +118,16 @@ class _Collecting:
             if given.silo in self.uploads.away:
                 self.attendance.lost(given.silo, self.uploads.away[given.silo])
 
-    def _is_done(self, waited_s: float) -> bool:
+    def _is_done(self, begun_s: float) -> bool:
         have, minimum = len(self.uploads.updates), self.context.minimum
         enough = have >= minimum
         open_silos = self.inquiry.waiting_for if enough else (*self.inquiry.waiting_for, *self.uploads.away)
         if not open_silos or have + len(open_silos) < minimum:
             return True
-        timeout_s, patience_s = self.context.spec.rounds.timeout_s, self.context.spec.silos.wait_s
-        if waited_s < (timeout_s if enough else max(timeout_s, patience_s)):
-            return False
-        return not any(self.context.road.is_moving(self.context.run_id, silo) for silo in open_silos)
+        timeout_s = self.context.spec.rounds.timeout_s
+        limit_s = timeout_s if enough else max(timeout_s, self.context.spec.silos.wait_s)
+        run, deadline_s = self.context.run_id, self.context.road.deadline_s
+        return all(time.monotonic() >= deadline_s(run, silo, begun_s, limit_s) for silo in open_silos)
 
 
 def _question(context: RunContext, task: RoundTask) -> TrainRequest:

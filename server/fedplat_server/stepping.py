@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from fedplat_server.aggregation import Update, UpdateError, WeightedMean
 from fedplat_server.checkpoints import Checkpoint
 from fedplat_server.context import RoundLost, RoundTask, RunContext
+from fedplat_server.strategies import NotFiniteError
 from fedplat_server.uploads import Uploads
 from fedplat_server.vectors import StoredVector, ahead
 
@@ -33,10 +34,17 @@ def step(context: RunContext, task: RoundTask, cohort: tuple[str, ...], uploads:
     staged = [uploads.updates[silo] for silo in cohort]
     mean = WeightedMean([Update(s.reply.silo, s.reply.weight, StoredVector(s.update, precision)) for s in staged])
     with context.checkpoints.write(task.number, context.layout) as writer:
-        for block, update in ahead(mean.blocks()):
-            state = {slot: kept.read(block.start, block.stop) for slot, kept in model.state.items()}
-            weights = model.weights.read(block.start, block.stop)
-            writer.add(*context.strategy.step(task.number, weights, update, mean.total_weight, state))
+        blocks = ahead(mean.blocks())
+        try:
+            for block, update in blocks:
+                state = {slot: kept.read(block.start, block.stop) for slot, kept in model.state.items()}
+                weights = model.weights.read(block.start, block.stop)
+                writer.add(*context.strategy.step(task.number, weights, update, mean.total_weight, state))
+        except NotFiniteError:
+            for _ in blocks:  # the norms of the rest: it may be one silo's doing
+                pass
+            _check_norm(context, cohort, mean)
+            raise
         _check_norm(context, cohort, mean)
         context.store.rounds.fix_cohort(run_id=context.run_id, number=task.number, cohort=cohort)
         return Stepped(cohort, writer.commit(), mean.norm, mean.divergence)

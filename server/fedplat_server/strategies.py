@@ -60,6 +60,10 @@ _LISTS = {"momentum_vector"}  # without names
 _AVERAGES = (FedAvg, FedProx)  # of one reply they make that reply: the passes over a big model are saved
 
 
+class NotFiniteError(FedplatError):
+    """A step that leads to weights that are no numbers."""
+
+
 class RunStrategy:
     """The strategy of one run. A step depends on what it is given and on nothing else, so it can be taken block by
     block: all strategies here are element-wise."""
@@ -83,13 +87,13 @@ class RunStrategy:
         """The next global weights and state, flat float32, of the whole model or of any block of it.
 
         `round_number` counts from 1; `state` is empty before the first step. LayoutError if the vectors or slots do
-        not fit, FedplatError if the new weights are not finite.
+        not fit, NotFiniteError if the new weights are not finite.
         """
         self._restore(state or {}, len(weights))
         with np.errstate(over="ignore", invalid="ignore"):  # said below, as an error
             new = self._aggregate(round_number, weights, _add(weights, mean_update), total_weight)
         if not np.isfinite(new).all():
-            raise FedplatError(
+            raise NotFiniteError(
                 f"the model of round {round_number} is no longer finite",
                 hint="Lower [strategy] learning_rate or [training] learning_rate, or set [training] gradient_clip.",
             )

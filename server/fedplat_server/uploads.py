@@ -75,8 +75,9 @@ class Uploads:
             return False
         if body.buffer is None:
             return len(given.parcel.buffer) == self.context.buffer_bytes
-        arrived = self.context.road.arrived(self.context.run_id, task.step, given.silo)
-        return not given.parcel.buffer and body.buffer == arrived
+        if given.parcel.buffer:
+            return False
+        return self.context.road.accept(self.context.run_id, task.step, given.silo, body.buffer)
 
 
 def absent(state: SiloRoundState, reason: Reason) -> SiloRoundFields:

@@ -20,15 +20,15 @@ ALIGNED = DATA[: 3 * PIECE]
 
 def test_an_upload_arrives_under_its_name(scene: Scene) -> None:
     assert scene.announce() == 0
-    assert scene.road.arrived("run", 3, "a") is None
+    assert not scene.road.accept("run", 3, "a", named(DATA))
     assert scene.send() == len(DATA)
-    assert scene.road.arrived("run", 3, "a") == named(DATA)
+    assert scene.road.accept("run", 3, "a", named(DATA))
     assert scene.files() == {"a.buffer": DATA}
     assert (scene.folder / "a.buffer").stat().st_mode & 0o777 == 0o600
     assert scene.folder.stat().st_mode & 0o777 == 0o700
     assert scene.announce() == len(DATA), "an answer that was lost"
     scene.road.close("run")
-    assert scene.road.arrived("run", 3, "a") is None
+    assert not scene.road.accept("run", 3, "a", named(DATA))
     assert scene.files() == {"a.buffer": DATA}
 
 
@@ -58,7 +58,7 @@ def test_it_goes_on_at_any_byte_also_in_another_process(
             scene.restart()
     assert scene.announce() == len(DATA)
     assert sent == len(DATA)
-    assert scene.road.arrived("run", 3, "a") == named(DATA)
+    assert scene.road.accept("run", 3, "a", named(DATA))
     assert scene.files() == {"a.buffer": DATA}
     scene.road.close("run")
 
@@ -67,9 +67,9 @@ def test_what_arrived_before_a_restart_is_there(scene: Scene) -> None:
     scene.announce()
     scene.send()
     scene.restart()
-    assert scene.road.arrived("run", 3, "a") is None, "nobody has said yet what should be there"
+    assert not scene.road.accept("run", 3, "a", named(DATA)), "nobody has said yet what should be there"
     assert scene.announce() == len(DATA)
-    assert scene.road.arrived("run", 3, "a") == named(DATA)
+    assert scene.road.accept("run", 3, "a", named(DATA))
 
 
 def test_what_was_damaged_on_disk_before_a_restart_comes_again(scene: Scene) -> None:
@@ -186,13 +186,34 @@ def test_what_nobody_waits_for_is_refused(scene: Scene, silo: str, run: str, ste
         assert caught.value.hint == "Its round is over."
 
 
-def test_another_update_cannot_take_the_place_of_one_that_has_arrived(scene: Scene) -> None:
-    """Its reply may be noted already."""
+def test_another_update_cannot_take_the_place_of_one_that_counts(scene: Scene) -> None:
     scene.announce()
     scene.send()
-    with pytest.raises(ConflictError, match="another buffer has arrived"):
+    assert scene.road.accept("run", 3, "a", named(DATA))
+    with pytest.raises(ConflictError, match="another buffer counts"):
         scene.announce(DATA[::-1])
     assert scene.announce() == len(DATA)
+    assert scene.files() == {"a.buffer": DATA}
+
+
+def test_an_update_that_its_silo_has_lost_before_it_counted_makes_room_for_another(scene: Scene) -> None:
+    scene.announce()
+    scene.send()
+    assert scene.announce(DATA[::-1]) == 0
+    assert not scene.road.accept("run", 3, "a", named(DATA))
+    scene.send(DATA[::-1])
+    assert scene.road.accept("run", 3, "a", named(DATA[::-1]))
+    assert scene.files() == {"a.buffer": DATA[::-1]}
+
+
+def test_a_silo_that_is_asked_again_cannot_be_written_to_by_its_old_connection(scene: Scene) -> None:
+    scene.announce()
+    late = scene.upload(0)
+    scene.expect("a")
+    scene.announce()
+    scene.send()
+    with pytest.raises(DamagedPieceError):
+        late.write(b"late")
     assert scene.files() == {"a.buffer": DATA}
 
 

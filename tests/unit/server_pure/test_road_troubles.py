@@ -15,7 +15,7 @@ from fedplat import bufferfiles, durable
 from fedplat.bufferfiles import Region
 from fedplat.errors import ConflictError, StoreUnavailableError, WireError
 from fedplat.wire.buffers import BufferRef
-from fedplat_server.road import STALLED_S, Transfer
+from fedplat_server.road import Transfer
 from tests.support.roadscene import DATA, PIECE, Scene, named
 
 Usage = namedtuple("Usage", "free")
@@ -129,50 +129,58 @@ class TestMovement:
 
         return passes
 
-    def test_an_upload_moves_while_bytes_come(self, scene: Scene, clock: Callable[[float], None]) -> None:
-        scene.restart()
-        assert not scene.road.is_moving("run", "a")
-        scene.announce()
-        for have in range(0, 40, 10):
-            clock(STALLED_S - 1)
-            assert scene.road.is_moving("run", "a")
-            assert not scene.road.is_moving("run", "b")
-            scene.send(start=have, stop=have + 10)
-        clock(STALLED_S + 1)
-        assert not scene.road.is_moving("run", "a")
+    @staticmethod
+    def left_s(scene: Scene, begun_s: float, silo: str = "a") -> float:
+        """How much longer a step with a timeout of 100 s waits for a silo."""
+        return scene.road.deadline_s("run", silo, begun_s, 100.0) - time.monotonic()
 
-    def test_attempts_that_get_no_further_are_no_movement(self, scene: Scene, clock: Callable[[float], None]) -> None:
+    def test_a_transfer_that_gets_further_is_waited_for(
+        self, scene: Scene, clock: Callable[[float], None], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("fedplat_server.road.MIN_BYTES_PER_S", 0.1)
+        begun_s = time.monotonic()
+        scene.restart()
+        scene.announce()
+        assert self.left_s(scene, begun_s) == pytest.approx(100)
+        for have in range(0, 40, 10):
+            clock(90)
+            scene.send(start=have, stop=have + 10)
+            assert self.left_s(scene, begun_s) == pytest.approx(100), "and then it has the whole time to train"
+        assert self.left_s(scene, begun_s, "b") == pytest.approx(100 - 4 * 90)
+        clock(60)
+        assert self.left_s(scene, begun_s) == pytest.approx(40)
+
+    def test_a_byte_now_and_then_buys_no_time(self, scene: Scene, clock: Callable[[float], None]) -> None:
+        begun_s = time.monotonic()
+        scene.restart()
+        scene.announce()
+        for have in range(4):
+            clock(25)
+            scene.send(start=have, stop=have + 1)
+        assert self.left_s(scene, begun_s) < 0.01
+
+    def test_attempts_that_get_no_further_buy_no_time(self, scene: Scene, clock: Callable[[float], None]) -> None:
         """A proxy that lets nothing large through must not hold up a round for ever."""
+        begun_s = time.monotonic()
         scene.restart()
         for _ in range(3):
             scene.announce()
-            clock(STALLED_S / 2)
-        assert not scene.road.is_moving("run", "a")
+            clock(20)
+        assert self.left_s(scene, begun_s) == pytest.approx(40)
 
-    def test_a_download_that_begins_again_and_again_is_no_movement(
-        self, scene: Scene, clock: Callable[[float], None], tmp_path: Path
+    def test_a_download_that_begins_again_and_again_buys_no_time(
+        self, scene: Scene, clock: Callable[[float], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
+        monkeypatch.setattr("fedplat_server.road.MIN_BYTES_PER_S", 0.1)
+        begun_s = time.monotonic()
         scene.road.offer("run", named(DATA), Region(tmp_path / "w", 0, len(DATA)), frozenset({"a"}))
         for _ in range(3):
             _, transfer = scene.road.download("a", "run", named(DATA).digest, 0)
-            clock(STALLED_S / 2)
             transfer.move_to(50)
-        assert not scene.road.is_moving("run", "a")
-        transfer.move_to(51)
-        assert scene.road.is_moving("run", "a")
+            clock(20)
+        assert self.left_s(scene, begun_s) == pytest.approx(40)
         transfer.move_to(len(DATA))
-        assert not scene.road.is_moving("run", "a"), "now it trains"
-
-    def test_the_message_that_follows_an_upload_is_waited_for_a_moment(
-        self, scene: Scene, clock: Callable[[float], None]
-    ) -> None:
-        scene.restart()
-        scene.announce()
-        scene.send()
-        assert not scene.road.transfers("run")[0].is_moving
-        assert scene.road.is_moving("run", "a")
-        clock(STALLED_S + 1)
-        assert not scene.road.is_moving("run", "a")
+        assert self.left_s(scene, begun_s) == pytest.approx(100), "now it trains"
 
     def test_rate_and_time_left_follow_what_comes(self, clock: Callable[[float], None]) -> None:
         transfer = Transfer("a", upload=True, total_bytes=100_000)
