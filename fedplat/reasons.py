@@ -53,6 +53,7 @@ class Code(StrEnum):
     MESSAGE_INVALID = "message_invalid"
     NOT_JOINED = "not_joined"
     NO_ANSWER = "no_answer"
+    DISK_FULL = "disk_full"
     REVOKED = "revoked"
     INTERNAL = "internal"
 
@@ -135,6 +136,7 @@ _TEXT: dict[Code, tuple[str, str]] = {
     Code.MESSAGE_INVALID: ("it could not read the server's message", "check that both run the same version"),
     Code.NOT_JOINED: ("it has lost what it knew of this run", "it is asked to join again by itself"),
     Code.NO_ANSWER: ("it did not answer in time", "it takes part again as soon as it calls"),
+    Code.DISK_FULL: ("its disk is full", "make room at the silo; the silo's log has the detail"),
     Code.REVOKED: ("it was revoked", "fedplat silo invite NAME to let it back in"),
     Code.INTERNAL: ("something unforeseen failed while {phase}", "the silo's log has the detail"),
 }
@@ -151,6 +153,7 @@ PASSING = LATER | {
     Code.DATASET_UNKNOWN,
     Code.DATASET_UNREADABLE,
     Code.WORKERS_FAILED,
+    Code.DISK_FULL,
     Code.INTERNAL,
 }
 

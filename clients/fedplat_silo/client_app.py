@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 from collections.abc import Callable
@@ -131,6 +132,8 @@ def _reason(request: Request, error: Exception) -> Reason:
             return Reason.of(Code.MESSAGE_INVALID)
         case PolicyError():
             return Reason.of(Code.POLICY, rule=Rule.UNREADABLE.value)
+        case OSError(errno=errno.ENOSPC | errno.EDQUOT):
+            return Reason.of(Code.DISK_FULL)
         case _:
             return Reason.of(Code.INTERNAL, phase=_PHASES[request.kind])
 

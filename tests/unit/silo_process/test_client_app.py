@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import threading
@@ -296,6 +297,13 @@ def test_a_broken_list_of_datasets_is_a_reason_and_the_log_names_the_file(
     assert reply.failed == Reason.of(Code.DATASET_UNREADABLE, dataset="heart")
     assert f"{silo.home.datasets} cannot be read" in caplog.text
     assert not any(record.exc_info for record in caplog.records)
+
+
+def test_a_full_disk_is_named(silo: Silo) -> None:
+    spec = make_spec()
+    silo.join(spec)
+    silo.cast.failure = OSError(errno.ENOSPC, "No space left on device", CANARY)
+    assert silo.train(spec).body.failed == Reason.of(Code.DISK_FULL)
 
 
 def test_what_nobody_foresaw_leaves_as_a_code_alone(silo: Silo, caplog: pytest.LogCaptureFixture) -> None:
