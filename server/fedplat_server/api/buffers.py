@@ -21,7 +21,7 @@ from fedplat_server.registry import Registry
 from fedplat_server.road import Road, Transfer, Upload
 
 # Large enough that a hop to a worker thread costs nothing, small enough for many silos at once.
-_CHUNK_BYTES = 256 * 1024
+_CHUNK_BYTES = 128 * 1024
 _MAX_DIGITS = 18
 
 
