@@ -9,6 +9,8 @@ from pydantic import Field, JsonValue, StringConstraints, model_validator
 
 from fedplat.canonical import canonical_json, sha256_hex
 from fedplat.spec.base import DIGEST_OR_EMPTY, NAME, SILO_NAME, Section
+from fedplat.spec.privacy import PrivacySection, check_private
+from fedplat.spec.secure import MAX_SILOS, SecureAggregationSection
 
 Name = Annotated[str, StringConstraints(pattern=NAME)]
 SiloName = Annotated[str, StringConstraints(pattern=SILO_NAME)]
@@ -132,9 +134,10 @@ class StopSection(Section):
 
     `patience`: so many evaluations in a row without a gain of more than `min_gain` in `metric`. `target`: `metric`
     has reached it. `divergence`: |sum w u| / sum w |u| has fallen below it, so the silos' updates cancel out. `kl`: the
-    KL divergence of a silo's score histogram from the federation's (where policies share them) is above it.
+    KL divergence of a silo's score histogram from the federation's (where policies share them) is above it; not with
+    secure aggregation.
     `wall_clock_s`: the run has taken that long. `max_update_norm`: a mean update above it is not applied; in a plain
-    run the silo with the largest update is left out of that round.
+    run the silo with the largest update is left out of that round, with secure aggregation the run pauses.
     """
 
     metric: Figure = Figure.LOSS
@@ -259,9 +262,31 @@ class RunSpec(Section):
     strategy: StrategySection = StrategySection()
     training: TrainingSection
     transport: TransportSection = TransportSection()
+    secure_aggregation: SecureAggregationSection = SecureAggregationSection()
+    privacy: PrivacySection = PrivacySection()
     evaluation: EvaluationSection = EvaluationSection()
     checkpoint: CheckpointSection = CheckpointSection()
     stop: StopSection = StopSection()
+
+    @model_validator(mode="after")
+    def _nothing_of_single_silos(self) -> Self:
+        """What needs single updates or single silos' figures does not go with sums alone."""
+        secure = self.secure_aggregation
+        if not secure.enabled:
+            return self
+        if self.stop.kl is not None:
+            raise ValueError("[stop] kl compares single silos' scores, which secure aggregation hides")
+        if self.silos.names and not secure.min_cohort <= len(self.silos.names) <= MAX_SILOS:
+            raise ValueError(
+                f"secure aggregation among {len(self.silos.names)} silos does not work: it takes at least "
+                f"[secure_aggregation] min_cohort ({secure.min_cohort}) of them, and at most {MAX_SILOS}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _private(self) -> Self:
+        check_private(self)
+        return self
 
     def canonical(self) -> str:
         """The spec as canonical JSON, defaults written out."""

@@ -91,6 +91,23 @@ class_weights = []  # one weight a class, in the order of the target's categorie
 [transport]
 precision = "fp32"  # "bf16": weights and updates travel as bfloat16, in half the bytes
 
+[secure_aggregation]
+enabled = true  # the server learns sums over silos, and no silo's update; false: it sees each of them
+strong = false  # two thirds of a round's silos must agree to open a sum, not half: more may collude, fewer may vanish
+clip_range = 8.0  # each coordinate of an update is cut off at plus and minus this
+min_cohort = 3  # no sum over fewer silos is opened; 2 hides from the server only
+# max_examples = 10000  # no silo may have more training records; without it silos state how many they have
+
+[privacy]
+mode = "none"  # "record": DP-SGD in every silo; it takes weighting = "uniform" and the next three keys
+# metrics = "unprotected"  # figures leave as they are, outside the guarantee; "none": none leave
+# delta = 1e-5  # well below 1 / number of patients
+# epsilon = 8.0  # each silo calibrates its noise for all rounds
+# noise_multiplier = 1.0  # or so much noise, times clip_norm
+# unit = "patient"  # or "record": whom the guarantee is for; the default is the patient where the task names a column
+clip_norm = 1.0  # largest norm of one patient's (or record's) gradient
+# expected_batch_size = 32  # mean number of patients (or records) in a step; then batch_size is how many fit in memory
+
 [evaluation]
 every = 1  # measure the global model on the silos' test data in every round; 5: in every fifth, and at the end
 

@@ -13,9 +13,11 @@ from fedplat.reasons import Reason
 
 
 class Examples(ABC):
-    """A fixed, ordered set of examples. `weights[i]` is what example i counts in the training loss."""
+    """A fixed, ordered set of examples. `weights[i]` is what example i counts in the training loss; `patients[i]`, an
+    int64, is the same for all examples of one patient (None: the data has no patient key)."""
 
     weights: Tensor
+    patients: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.weights)
@@ -28,10 +30,13 @@ class Examples(ABC):
 class TensorExamples(Examples):
     """Examples that lie in memory: `inputs` and `targets` have one row an example; `weights` default to 1."""
 
-    def __init__(self, inputs: Tensor, targets: Tensor, weights: Tensor | None = None) -> None:
+    def __init__(
+        self, inputs: Tensor, targets: Tensor, weights: Tensor | None = None, patients: Tensor | None = None
+    ) -> None:
         self.inputs = inputs
         self.targets = targets
         self.weights = torch.ones(len(inputs)) if weights is None else weights
+        self.patients = patients
 
     def fetch(self, indices: Tensor) -> tuple[Tensor, Tensor]:
         return self.inputs[indices], self.targets[indices]
@@ -40,9 +45,15 @@ class TensorExamples(Examples):
 class ItemExamples(Examples):
     """Examples that are read one by one: `items[i]` is (input, target), as a map-style `torch` dataset gives them."""
 
-    def __init__(self, items: Sequence[tuple[Tensor, Tensor]], weights: Tensor | None = None) -> None:
+    def __init__(
+        self,
+        items: Sequence[tuple[Tensor, Tensor]],
+        weights: Tensor | None = None,
+        patients: Tensor | None = None,
+    ) -> None:
         self.items = items
         self.weights = torch.ones(len(items)) if weights is None else weights
+        self.patients = patients
 
     def fetch(self, indices: Tensor) -> tuple[Tensor, Tensor]:
         pairs = [self.items[i] for i in indices.tolist()]

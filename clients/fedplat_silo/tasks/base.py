@@ -12,6 +12,7 @@ from fedplat.metrics import MetricSums
 from fedplat.spec.model import RunSpec
 from fedplat_silo.data.examples import Datasets
 from fedplat_silo.data.source import DataSource
+from fedplat_silo.trainer.dp.training import train_private
 from fedplat_silo.trainer.loop import LocalRound, train_batches
 
 Options = TypeVar("Options", bound=BaseModel)
@@ -38,7 +39,10 @@ class Task(ABC, Generic[Options]):
 
     @abstractmethod
     def load(self, source: DataSource) -> Datasets:
-        """The silo's data, checked. Raises `Refused` if it does not fit the options."""
+        """The silo's data, checked. Raises `Refused` if it does not fit the options.
+
+        Where training is private, an example and its weight MUST depend on the options and on its own record alone.
+        """
 
     @abstractmethod
     def loss(self, model: nn.Module, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
@@ -54,6 +58,7 @@ class Task(ABC, Generic[Options]):
     def train_round(self, work: LocalRound) -> MetricSums:
         """One round of local training, in place; returns the sums over the examples as they were trained on.
 
-        Override it for a training loop of your own; it MUST leave the same model in all workers.
+        Override it for a training loop of your own; it MUST leave the same model in all workers. Then the task is
+        refused where training has to be private.
         """
-        return train_batches(self, work)
+        return train_private(self, work, work.private) if work.private else train_batches(self, work)

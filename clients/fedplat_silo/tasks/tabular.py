@@ -101,12 +101,21 @@ class Tabular(Task[TabularOptions]):
 
     def _examples(self, table: Table, inputs: encode.Floats) -> TensorExamples:
         target, features = self.options.target, torch.from_numpy(inputs).float()
+        patients = self._patients(table)
         if not self.num_classes:
             scaled = (encode.values(table, target) - target.center) / target.scale
-            return TensorExamples(features, torch.from_numpy(scaled).float())
+            return TensorExamples(features, torch.from_numpy(scaled).float(), patients=patients)
         targets = torch.from_numpy(encode.classes(table, target))
         class_weights = self.spec.training.class_weights
-        return TensorExamples(features, targets, torch.tensor(class_weights)[targets] if class_weights else None)
+        weights = torch.tensor(class_weights)[targets] if class_weights else None
+        return TensorExamples(features, targets, weights, patients)
+
+    def _patients(self, table: Table) -> Tensor | None:
+        if self.options.patient is None:
+            return None
+        numbers: dict[str, int] = {}
+        keys = table.cells[self.options.patient]
+        return torch.tensor([numbers.setdefault(key, len(numbers)) for key in keys], dtype=torch.int64)
 
 
 def _width(options: TabularOptions) -> int:

@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from math import inf
 from pathlib import Path
 from typing import Self, TypeVar
@@ -19,6 +19,7 @@ from fedplat.durable import make_private_dir
 from fedplat.errors import LayoutError
 from fedplat.metrics import MetricSums, add_sums
 from fedplat.params import Layout, Vector
+from fedplat.privacy.events import SampledGaussian
 from fedplat.reasons import Code, Reason
 from fedplat.wire.http import Phase
 from fedplat.wire.messages import Timings, layout_from_wire
@@ -47,15 +48,21 @@ class Ready:
     device: str
     num_workers: int
     threads: int
+    num_units: int = 0
+    """How many patients or records a private run samples from."""
+    empty_sums: MetricSums | None = None
+    """The task's metric sums over no records, if they are to be masked."""
 
 
 @dataclass(frozen=True)
 class TrainOrder:
-    """Train in `round`; `evaluate` measures the received weights first."""
+    """Train in `round`; `evaluate` measures the received weights first. `noise_multiplier`: MUST be given where
+    training is private."""
 
     round: int
     proximal_mu: float = 0.0
     evaluate: bool = False
+    noise_multiplier: float | None = None
 
 
 @dataclass(frozen=True)
@@ -68,7 +75,8 @@ class EvaluateOrder:
 @dataclass(frozen=True)
 class TrainResult:
     """`update`: trained - received, the shared parameters, read-only and until the next command only: it lies in the
-    memory that the workers write to. `trained`: sums over the batches as they were seen.
+    memory that the workers write to. `trained`: sums over the batches as they were seen; over no examples where metrics
+    are private. `released`: the noised steps that are in the update; None if there are none.
 
     `timings` has what happens in the workers. Its `busy_share` is, on the CPU, the workers' CPU time over what their
     threads could have used while training; on GPUs, the share of the training time not spent waiting for data.
@@ -78,6 +86,7 @@ class TrainResult:
     trained: MetricSums
     evaluated: MetricSums | None
     timings: Timings
+    released: SampledGaussian | None = None
 
 
 @dataclass(frozen=True)
@@ -135,13 +144,13 @@ class WorkerGroup:
 
     def train(self, order: TrainOrder, weights: Weights) -> TrainResult:
         """One round. LayoutError if the weights do not fit."""
-        command = Command(kind="train", round=order.round, proximal_mu=order.proximal_mu, evaluate=order.evaluate)
+        command = Command(kind="train", **asdict(order))
         done, restarts = self._run(command, weights)
         trained = add_sums(d.trained for d in done if d.trained is not None)
         timings = self._timings(done, restarts, trained.num_examples - sum(d.num_recovered for d in done))
         update = self._update.view()
         update.flags.writeable = False
-        return TrainResult(update, trained, _evaluated(done), timings)
+        return TrainResult(update, trained, _evaluated(done), timings, _released(done[0]))
 
     def evaluate(self, order: EvaluateOrder, weights: Weights) -> EvaluateResult:
         """Measures the weights on the test set. LayoutError if they do not fit."""
@@ -209,6 +218,8 @@ class WorkerGroup:
             device=first.device,
             num_workers=self._plan.num_ranks,
             threads=self._plan.threads,
+            num_units=first.num_units,
+            empty_sums=first.empty_sums,
         )
         self._weights, self._update = (map_vector(fd, self._ready.layout.size) for fd in self._fds)
 
@@ -254,6 +265,16 @@ class WorkerGroup:
             busy_share=min(1.0, max(0.0, busy_share)),
             restarts=restarts,
         )
+
+
+def _released(done: Done) -> SampledGaussian | None:
+    if not done.num_private_steps:
+        return None
+    return SampledGaussian(
+        sampling_rate=done.sampling_rate,
+        noise_multiplier=done.noise_multiplier,
+        num_steps=done.num_private_steps,
+    )
 
 
 def _evaluated(done: list[Done]) -> MetricSums | None:

@@ -28,6 +28,7 @@ from fedplat_silo.trainer.state import put_state, take_state
 
 if TYPE_CHECKING:
     from fedplat_silo.tasks.base import Task
+    from fedplat_silo.trainer.dp.training import PrivateTerms
 
 Indices = npt.NDArray[np.int64]
 _MIN_EVALUATION_BATCH = 256
@@ -41,6 +42,7 @@ class LocalRound:
     `received`: the shared parameters as they came, the anchor of FedProx. `report` takes the share that is done.
     `checkpoints`: where the round may go on, and leaves its state every `training.local_checkpoint_steps`.
     `waited_s`: how long the loop waited for data. `num_recovered`: examples that were trained on before a kill.
+    `private`: the round is one of DP-SGD on these terms; `num_private_steps`: how many it has taken.
     """
 
     model: nn.Module
@@ -54,6 +56,8 @@ class LocalRound:
     checkpoints: Checkpoints | None = None
     waited_s: float = field(default=0.0)
     num_recovered: int = field(default=0)
+    private: PrivateTerms | None = None
+    num_private_steps: int = field(default=0)
 
     @property
     def module(self) -> nn.Module:
@@ -189,6 +193,15 @@ def evaluate(
         meter.add(outputs[:num_real], targets[:num_real], losses[:num_real])
         report(min(1.0, (start + size) / len(mine)))
     return meter.total()
+
+
+@torch.no_grad()
+def empty_sums(task: Task[Any], model: nn.Module, examples: Examples, place: Place) -> MetricSums:
+    """The sums over no examples: their names and lengths, for everybody to know before there are any."""
+    model.eval()
+    inputs, targets = (t.to(place.device) for t in examples.fetch(torch.zeros(1, dtype=torch.int64)))
+    outputs, losses = task.loss(model, inputs, targets)
+    return task.sums(outputs[:0].cpu(), targets[:0].cpu(), losses[:0].cpu())
 
 
 class Meter:

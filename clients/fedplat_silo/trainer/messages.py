@@ -34,7 +34,8 @@ class Hello(Line):
 
 
 class Prepared(Line):
-    """The task is loaded, the data is checked, the model is built."""
+    """The task is loaded, the data is checked, the model is built. `num_units`: how many patients or records a private
+    run samples from, 0 in any other."""
 
     kind: Literal["prepared"] = "prepared"
     layout: tuple[WireParameter, ...]
@@ -44,6 +45,8 @@ class Prepared(Line):
     warnings: tuple[Reason, ...]
     torch_version: str
     device: str
+    num_units: int = 0
+    empty_sums: MetricSums | None = None
 
 
 class Progress(Line):
@@ -56,7 +59,9 @@ class Progress(Line):
 
 class Done(Line):
     """A rank's part of the result. `busy_s`: CPU time in training; on a GPU, time not spent waiting for data.
-    `num_recovered`: of the examples, those that were trained on before a kill, so not in the times."""
+    `num_recovered`: of the examples, those that were trained on before a kill, so not in the times.
+    `num_private_steps`: noised steps that are in the update, at `sampling_rate` and `noise_multiplier`; the same at
+    every rank."""
 
     kind: Literal["done"] = "done"
     trained: MetricSums | None = None
@@ -65,6 +70,9 @@ class Done(Line):
     evaluating_s: float = 0.0
     busy_s: float = 0.0
     num_recovered: int = 0
+    num_private_steps: int = 0
+    sampling_rate: float = 0.0
+    noise_multiplier: float = 0.0
 
 
 class Failed(Line):
@@ -90,12 +98,14 @@ class Setup(Line):
 
 
 class Command(Line):
-    """To a worker: do this. Weights are read from the first memfd, a vector is written to the second."""
+    """To a worker: do this. Weights are read from the first memfd, a vector is written to the second.
+    `noise_multiplier`: MUST be given where training is private."""
 
     kind: Literal["weights", "train", "evaluate"]
     round: int = 0
     proximal_mu: float = 0.0
     evaluate: bool = False
+    noise_multiplier: float | None = None
 
 
 Event = Annotated[Hello | Prepared | Progress | Done | Failed | Exited, Field(discriminator="kind")]

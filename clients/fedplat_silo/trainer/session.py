@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import time
 from collections.abc import Callable
 from typing import Any
@@ -17,6 +18,7 @@ from fedplat.params import Group, Layout, Parameter, Vector
 from fedplat.reasons import Code, Reason
 from fedplat.seeds import Purpose, derive_seed
 from fedplat.spec.model import RunSpec
+from fedplat.spec.privacy import PrivateMetrics
 from fedplat.wire.http import Phase
 from fedplat.wire.messages import layout_to_wire
 from fedplat_silo.data.errors import Refused
@@ -25,11 +27,13 @@ from fedplat_silo.tasks import registry
 from fedplat_silo.tasks.base import Task
 from fedplat_silo.trainer.checkpoint import Checkpoints, Key
 from fedplat_silo.trainer.ddp import Place, copy_from_first, wrap
+from fedplat_silo.trainer.dp.preparing import prepare
 from fedplat_silo.trainer.local import LocalStore
-from fedplat_silo.trainer.loop import LocalRound, evaluate
+from fedplat_silo.trainer.loop import LocalRound, empty_sums, evaluate
 from fedplat_silo.trainer.messages import Command, Done, Prepared
 from fedplat_silo.trainer.plan import TrainingPlan
 
+log = logging.getLogger(__name__)
 Report = Callable[[Phase, float], None]
 
 
@@ -48,21 +52,34 @@ class Session:
             parameter.requires_grad_(parameter.requires_grad and name not in frozen)
         self._module = model
         self._state = dict(model.state_dict(keep_vars=True))
-        self._model = wrap(model, place)
+        is_private = plan.spec.privacy.is_private
+        self._private = prepare(self.task, model, self.data.train, plan.spec) if is_private else None
+        # gradients are summed and noised by the loop there, never averaged as they come
+        self._model = model if is_private else wrap(model, place)
         self._local_store = LocalStore(plan.run_dir)
         self._first_local = {k: t.clone() for k, t in self._local.items()}
 
     def prepared(self) -> Prepared:
-        """What the parent has to know about this silo's data and model."""
+        """What the parent has to know about this silo's data and model; warnings, which tell of the data, stay in the
+        log where training is private."""
+        for warning in self.data.warnings if self._private else ():
+            log.warning("%s", warning)
         return Prepared(
             layout=layout_to_wire(self.layout),
             frozen_hash=hash_tensors([self._state[name] for name in self.layout.names(Group.FROZEN)]),
             num_train=len(self.data.train),
             num_test=len(self.data.test),
-            warnings=self.data.warnings,
+            warnings=() if self._private else self.data.warnings,
             torch_version=str(torch.__version__),
             device=self.place.device.type,
+            num_units=len(self._private.units) if self._private else 0,
+            empty_sums=self._empty_sums(),
         )
+
+    def _empty_sums(self) -> MetricSums | None:
+        if not self.plan.spec.secure_aggregation.enabled:
+            return None
+        return empty_sums(self.task, self._module, self.data.train, self.place)
 
     def write_initial(self, out: Vector) -> Done:
         """The shared parameters of a new model."""
@@ -93,6 +110,9 @@ class Session:
             evaluating_s=middle - begin,
             busy_s=busy_s if self.place.device.type == "cpu" else end - middle - work.waited_s,
             num_recovered=work.num_recovered,
+            num_private_steps=work.num_private_steps,
+            sampling_rate=work.private.sampling_rate if work.private else 0.0,
+            noise_multiplier=work.private.noise_multiplier if work.private else 0.0,
         )
 
     def evaluate(self, command: Command, weights: Vector) -> Done:
@@ -121,7 +141,8 @@ class Session:
                 tensor.copy_(stored[name])
 
     def _evaluate(self) -> MetricSums | None:
-        if not len(self.data.test):
+        is_hidden = self.plan.spec.privacy.metrics is PrivateMetrics.NONE
+        if is_hidden or not len(self.data.test):
             return None
         self._report(Phase.EVALUATING, 0.0)
         return evaluate(
@@ -166,6 +187,7 @@ class Session:
             proximal_mu=command.proximal_mu,
             report=lambda share: self._report(Phase.TRAINING, share),
             checkpoints=checkpoints,
+            private=self._private.terms(command.noise_multiplier) if self._private else None,
         )
 
     @torch.no_grad()

@@ -1,0 +1,1 @@
+"""DP-SGD: Poisson samples, gradients clipped one by one, noise once; nothing else leaves a step."""
