@@ -194,6 +194,10 @@ class SiloHome(Home):
         return self.identity / "ca.pem"
 
     @property
+    def peers(self) -> Path:
+        return self.identity / "peers.json"
+
+    @property
     def policy(self) -> Path:
         return self.path / "policy.toml"
 

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING
 
 import click
 
-if TYPE_CHECKING:
-    from fedplat.home import SiloHome
-    from fedplat_silo.status import Status
+from fedplat_silo.commands_budget import COMMANDS as BUDGET_COMMANDS
+from fedplat_silo.commands_peers import peers
+from fedplat_silo.options import as_json as _as_json
+from fedplat_silo.options import at_home as _at_home
+from fedplat_silo.options import home_of as _home
+from fedplat_silo.options import one_silo as _options
 
-Command = TypeVar("Command", bound=Callable[..., Any])
+if TYPE_CHECKING:
+    from fedplat_silo.status import Status
 
 
 @click.group()
@@ -22,16 +25,8 @@ def client() -> None:
     """The silo: take part in a federation with the data of this site."""
 
 
-_at_home = click.option("--home", metavar="DIR", help="Where fedplat keeps its state  [$FEDPLAT_HOME, ~/.fedplat]")
-
-
-def _options(command: Command) -> Command:
-    """--silo and --home, which every command of one silo has."""
-    silo = click.option("--silo", metavar="NAME", help="Which silo  [the only one in the home]")
-    return silo(_at_home(command))
-
-
-_as_json = click.option("--json", "as_json", is_flag=True, help="For programs.")
+for command in (peers, *BUDGET_COMMANDS):
+    client.add_command(command)
 
 
 @client.command()
@@ -102,12 +97,17 @@ def fingerprint(silo: str | None, home: str | None, as_json: bool) -> None:
     from fedplat.identity import show_fingerprint
     from fedplat_silo.membership import load_membership
 
-    place = load_membership(_home(silo, home)).place
+    member = load_membership(_home(silo, home))
+    place = member.place
     if as_json:
-        click.echo(json.dumps({"silo": place.key_fingerprint, "server_ca": place.ca_fingerprint}, indent=2))
+        facts = {"name": member.silo, "silo": place.key_fingerprint, "server_ca": place.ca_fingerprint}
+        click.echo(json.dumps(facts, indent=2))
         return
-    click.echo(f"this silo:    {show_fingerprint(place.key_fingerprint)}")
+    mine = show_fingerprint(place.key_fingerprint)
+    click.echo(f"this silo:    {mine}")
     click.echo(f"server's CA:  {show_fingerprint(place.ca_fingerprint)}")
+    click.echo("Read it out to the others by phone. Each of them then confirms this silo with:")
+    click.echo(f"  fedplat client peers pin {member.silo} {mine}")
 
 
 @client.command()
@@ -147,13 +147,6 @@ def train_alone(home: str | None, spec: Path, data: str, pooled: bool, as_json: 
 
     outcomes = compare(home, spec, data, pooled=pooled)
     click.echo("\n".join(show_outcomes(outcomes, as_json=as_json)))
-
-
-def _home(silo: str | None, home: str | None) -> SiloHome:
-    from fedplat.home import fedplat_home
-    from fedplat_silo.status import silo_home
-
-    return silo_home(fedplat_home(home), silo)
 
 
 def _parse_gpus(text: str | None) -> tuple[int, ...]:

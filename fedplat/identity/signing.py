@@ -21,6 +21,7 @@ class Label(StrEnum):
     ROSTER = "fedplat/1/roster"
     COHORT = "fedplat/1/cohort"
     LEDGER = "fedplat/1/ledger"
+    LEDGER_HEAD = "fedplat/1/ledger-head"
     JOIN = "fedplat/1/join"
     SERVER = "fedplat/1/server"
 

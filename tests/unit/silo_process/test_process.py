@@ -116,7 +116,12 @@ def test_policy_and_fingerprint(member: SiloHome, server: TlsServer) -> None:
     assert json.loads(ask(member, "policy", "--json"))["share_metrics"] == "sums"
     shown = json.loads(ask(member, "fingerprint", "--json"))
     assert shown["server_ca"] == server.invite().ca_fingerprint
-    assert shown["silo"][:4] in ask(member, "fingerprint")
+    line = ask(member, "fingerprint").splitlines()[-1].removeprefix("  fedplat client ").split()
+    assert line[:3] == ["peers", "pin", "hospital-a"]
+    other = SiloHome(member.root, "hospital-b")
+    other.create()
+    ask(other, *line, "--silo", "hospital-b")
+    assert json.loads(ask(other, "peers", "list", "--json", "--silo", "hospital-b"))[0]["fingerprint"] == shown["silo"]
 
 
 def test_leaving_tells_the_server_and_removes_the_key(member: SiloHome, server: TlsServer) -> None:
