@@ -55,6 +55,23 @@ def write_buffer(path: Path, chunks: Iterable[bytes | memoryview]) -> BufferRef:
     return hasher.ref()
 
 
+def write_scratch(path: Path, chunks: Iterable[bytes | memoryview]) -> BufferRef:
+    """Replaces `path` by the chunks, which must not be empty and can be made again: the disk is not asked to keep them.
+    Raises OSError."""
+    hasher = PieceHasher()
+    fd = filesystem.reopen(path, 0o600)
+    try:
+        filesystem.truncate(fd, 0)
+        for chunk in chunks:
+            rest = memoryview(chunk).cast("B")
+            hasher.update(rest)
+            while rest:
+                rest = rest[filesystem.write(fd, rest) :]
+    finally:
+        os.close(fd)
+    return hasher.ref()
+
+
 class Incoming:
     """A buffer that arrives, perhaps in several attempts and over restarts of this process.
 

@@ -14,7 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,6 +26,8 @@ from fedplat.errors import ConnectionLostError, FedplatError
 
 HOSPITALS = ("riverside", "st-anna", "northfield", "lakeview")
 WITH_TWO_WORKERS = "riverside"
+VICTIM = "lakeview"  # killed in the middle of a round
+GOES_ON_AFTER_S = 8  # without it
 DATASET = "breast-cancer"
 STOP_WITHIN_S = 1.5
 FEDPLAT = (sys.executable, "-m", "fedplat")
@@ -97,8 +99,9 @@ def run_demo(*, keep: bool, folder: Path | None, rounds: int) -> None:
         stack.callback(stage.stop)
         stack.enter_context(_interruptible())
         _cast(stage)
+        _introduce(stage)
         specs = {name: _write_spec(stage, name, rounds) for name in ("fedavg", "fedprox")}
-        runs = {name: _run(stage, spec) for name, spec in specs.items()}
+        runs = {"fedavg": _run_with_a_death(stage, specs["fedavg"]), "fedprox": _run(stage, specs["fedprox"])}
         _compare(stage, specs["fedavg"], runs)
         _farewell(stage, specs["fedavg"], keep=keep, seconds=time.monotonic() - begun)
 
@@ -169,7 +172,37 @@ def _join(stage: Stage, name: str, data: Path) -> None:
     words = ["client", "join", "--silo", name, "--invite", f"@{invite}", "--data", f"{DATASET}={data}"]
     words += ["--workers", "2"] if name == WITH_TWO_WORKERS else []
     say(f"$ fedplat {' '.join(words)}   ({_describe(data)})")
+    _start(stage, name, words)
+
+
+def _start(stage: Stage, name: str, words: list[str]) -> None:
     stage.start(name, *words, "--home", str(stage.hospital_home()))
+
+
+def _introduce(stage: Stage) -> None:
+    """The server introduces the hospitals to each other and could invent one: they compare fingerprints by phone."""
+    _await(stage, "the hospitals did not connect", lambda: all(s["connected"] for s in _hospitals(stage)))
+    home = ("--home", str(stage.hospital_home()))
+    read_out = {name: stage.ask("client", "fingerprint", "--silo", name, *home)["silo"] for name in HOSPITALS}
+    for name in HOSPITALS:
+        for peer in HOSPITALS:
+            if peer != name:
+                stage.ask("client", "peers", "pin", peer, read_out[peer], "--silo", name, *home)
+    say(f"$ fedplat client peers pin {HOSPITALS[1]} {read_out[HOSPITALS[1]][:16]}... --silo {HOSPITALS[0]}")
+    say("  and so on: each hospital has confirmed the keys of the other three, as administrators do by phone")
+
+
+def _hospitals(stage: Stage) -> list[dict[str, Any]]:
+    found = [silo for silo in stage.ask("silo", "list") if silo["name"] in HOSPITALS]
+    return found if len(found) == len(HOSPITALS) else [{"connected": False}]
+
+
+def _await(stage: Stage, what: str, check: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 60
+    while not check():
+        if time.monotonic() > deadline:
+            raise FedplatError(f"{what} within a minute", hint=f"the logs are in {stage.folder} (use --keep)")
+        time.sleep(0.2)
 
 
 def _describe(data: Path) -> str:
@@ -183,7 +216,7 @@ def _write_spec(stage: Stage, strategy: str, rounds: int) -> Path:
     command = [*FEDPLAT, "run", "init", "--task", "tabular"]
     text = subprocess.run(command, env=stage.environment, capture_output=True, text=True, check=True).stdout  # noqa: S603
     changes = {'name = "breast-cancer"\nseed': f'name = "{strategy}"\nseed', "count = 10": f"count = {rounds}"}
-    changes |= {"minimum = 3": f"minimum = {len(HOSPITALS)}", 'name = "fedavg"': f'name = "{strategy}"'}
+    changes |= {'name = "fedavg"': f'name = "{strategy}"', "timeout_s = 600.0": f"timeout_s = {GOES_ON_AFTER_S}"}
     if strategy == "fedprox":
         changes["# proximal_mu"] = "proximal_mu"
     for old, new in changes.items():
@@ -199,9 +232,46 @@ def _run(stage: Stage, spec: Path) -> dict[str, Any]:
         raise FedplatError(
             f"the run of {spec.name} did not finish", hint=f"the logs are in {stage.folder} (use --keep)"
         )
+    return _newest(stage)
+
+
+def _run_with_a_death(stage: Stage, spec: Path) -> dict[str, Any]:
+    """A hospital is killed in the middle of a round: the others' sum is opened without it, and it comes back."""
+    say()
+    run = stage.ask("run", "submit", str(spec))["id"]
+    say(f"$ fedplat run submit {spec}")
+    _await(stage, "the run did not begin", lambda: len(_newest(stage)["rounds"]) > 2)
+    os.killpg(stage.processes[VICTIM].pid, signal.SIGKILL)
+    stage.processes[VICTIM].wait()
+    pid = stage.processes[VICTIM].pid
+    say(f"$ kill -9 {pid}   ({VICTIM}, in the middle of a round, which waits for it {GOES_ON_AFTER_S} s)")
+    _await(stage, "the run did not go on", lambda: any(VICTIM in r["without"] for r in _newest(stage)["rounds"]))
+    say(f"$ fedplat client join --silo {VICTIM}   (by the same command, without an invite)")
+    _start(stage, VICTIM, ["client", "join", "--silo", VICTIM])
+    if stage.show("run", "watch", run):
+        raise FedplatError(f"the run {run} did not finish", hint=f"the logs are in {stage.folder} (use --keep)")
+    view = _newest(stage)
+    _explain_masks(view)
+    return view
+
+
+def _newest(stage: Stage) -> dict[str, Any]:
     newest = stage.ask("run", "list")[-1]["id"]
     view: dict[str, Any] = stage.ask("run", "show", newest)
     return view
+
+
+def _explain_masks(view: dict[str, Any]) -> None:
+    """What secure aggregation has done, in numbers."""
+    steps = [step for step in view["secure_steps"] if step["cohort"] is not None]
+    if not steps:
+        return
+    phases = ("masking", "agreeing", "unmasking")
+    worst_s = max(sum(step[f"seconds_{phase}"] or 0.0 for phase in phases) for step in steps)
+    threshold, confirmed = steps[0]["threshold"], steps[0]["num_confirmed"]
+    say("  Every update was masked: the server has seen sums over hospitals, and no hospital's update.")
+    say(f"  {threshold} of {len(HOSPITALS)} must agree to open a sum; each has confirmed {confirmed} others' keys.")
+    say(f"  That took at most {worst_s:.2f} s of a round.  fedplat run show {view['id']} tells it round by round.")
 
 
 def _compare(stage: Stage, spec: Path, runs: dict[str, dict[str, Any]]) -> None:

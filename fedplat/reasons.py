@@ -13,6 +13,7 @@ from typing import Annotated, Self
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
+from fedplat.secagg.errors import Refusal, describe
 from fedplat.spec.base import PLAIN
 
 # Long enough for a column's name, too short and too plain for a record.
@@ -55,6 +56,8 @@ class Code(StrEnum):
     NO_ANSWER = "no_answer"
     DISK_FULL = "disk_full"
     REVOKED = "revoked"
+    MASKING_STATE = "masking_state"
+    MASKING_REFUSED = "masking_refused"
     INTERNAL = "internal"
 
 
@@ -138,9 +141,20 @@ _TEXT: dict[Code, tuple[str, str]] = {
     Code.NO_ANSWER: ("it did not answer in time", "it takes part again as soon as it calls"),
     Code.DISK_FULL: ("its disk is full", "make room at the silo; the silo's log has the detail"),
     Code.REVOKED: ("it was revoked", "fedplat silo invite NAME to let it back in"),
+    Code.MASKING_STATE: (
+        "its keys of this epoch are gone, or of another ({rule!r})",
+        "a new epoch with fresh keys from every silo begins by itself",
+    ),
+    Code.MASKING_REFUSED: ("it refuses, for secure aggregation ({rule!r})", "see docs/threat-model.md"),
     Code.INTERNAL: ("something unforeseen failed while {phase}", "the silo's log has the detail"),
 }
 
+
+_REFUSALS = frozenset(map(str, Refusal))
+# Refusals that end with fresh keys; all others end with a person.
+_NEW_EPOCH = frozenset(
+    {Refusal.EPOCH_CLOSED, Refusal.ROSTER_MISSING, Refusal.STEP_CLOSED, Refusal.STEP_JUMP, Refusal.STEP_UNKNOWN}
+)
 
 # The silo is well and will say another thing later: it is asked again.
 LATER = frozenset({Code.BUSY, Code.PAUSED, Code.NOT_JOINED})
@@ -154,6 +168,8 @@ PASSING = LATER | {
     Code.DATASET_UNREADABLE,
     Code.WORKERS_FAILED,
     Code.DISK_FULL,
+    Code.MASKING_STATE,
+    Code.MASKING_REFUSED,
     Code.INTERNAL,
 }
 
@@ -171,13 +187,27 @@ class Reason(BaseModel):
         """`Reason.of(Code.COLUMN_MISSING, column="age")`."""
         return cls(code=code, words=dict(words))
 
+    @classmethod
+    def of_refusal(cls, refusal: Refusal) -> Self:
+        """A rule of secure aggregation that a silo insists on."""
+        code = Code.MASKING_STATE if refusal in _NEW_EPOCH else Code.MASKING_REFUSED
+        return cls.of(code, rule=refusal.value)
+
     def __str__(self) -> str:
-        return self._render(_TEXT[self.code][0])
+        return self._render(self._sentences[0])
 
     @property
     def hint(self) -> str:
         """What to do next."""
-        return self._render(_TEXT[self.code][1])
+        return self._render(self._sentences[1])
+
+    @property
+    def _sentences(self) -> tuple[str, str]:
+        rule = self.words.get("rule")
+        if self.code is Code.MASKING_REFUSED and rule in _REFUSALS:
+            what, hint = describe(Refusal(rule))
+            return f"it refuses, for secure aggregation: {what}", hint
+        return _TEXT[self.code]
 
     def _render(self, template: str) -> str:
         # Words come from the other side: they are put in as they are, in one pass, never interpreted as a format.

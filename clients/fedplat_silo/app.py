@@ -110,6 +110,7 @@ class SiloProcess:
         signal.signal(signal.SIGTERM, _interrupt)
         log.info("silo %s is up (process %d); Ctrl-C ends it", self._home.name, os.getpid())
         self._spawn("reporter", lambda: self._reporter.run(self._stop))
+        self._spawn("warm-up", self._runs.warm_up)
         self._spawn("opener", self._inbox.open_messages)
         self._spawn("caller", lambda: self._caller.run(self._stop))
         try:

@@ -13,16 +13,23 @@ from flwr.clientapp import ClientApp
 
 from fedplat.errors import PolicyError, WireError
 from fedplat.reasons import Code, Reason
+from fedplat.secagg.errors import RefusedError
 from fedplat.wire.codec import RECORD, Parcel, from_record, to_record
 from fedplat.wire.messages import (
+    AgreeReply,
+    AgreeRequest,
     EvaluateReply,
     EvaluateRequest,
     JoinReply,
     JoinRequest,
+    KeysReply,
+    KeysRequest,
     Reply,
     Request,
     TrainReply,
     TrainRequest,
+    UnmaskReply,
+    UnmaskRequest,
     WeightsReply,
     WeightsRequest,
 )
@@ -70,9 +77,30 @@ def make_client_app(runs: Runs, silo: str) -> ClientApp:
         def handle(parcel: Parcel[EvaluateRequest]) -> Answer:
             runs.check_paused()
             part = runs.find(parcel.body.run, parcel.body.spec_hash)
-            return part.evaluate(parcel, _exchange(context)), b""
+            return part.evaluate(parcel, _exchange(context))
 
         return answer(message, EvaluateRequest, handle)
+
+    @app.query("keys")
+    def keys(message: Message, _context: Context) -> Message:
+        def handle(parcel: Parcel[KeysRequest]) -> Answer:
+            return runs.find(parcel.body.run, parcel.body.spec_hash).keys(parcel.body), b""
+
+        return answer(message, KeysRequest, handle)
+
+    @app.query("agree")
+    def agree(message: Message, _context: Context) -> Message:
+        def handle(parcel: Parcel[AgreeRequest]) -> Answer:
+            return runs.find(parcel.body.run, parcel.body.spec_hash).agree(parcel.body), b""
+
+        return answer(message, AgreeRequest, handle)
+
+    @app.query("unmask")
+    def unmask(message: Message, _context: Context) -> Message:
+        def handle(parcel: Parcel[UnmaskRequest]) -> Answer:
+            return runs.find(parcel.body.run, parcel.body.spec_hash).unmask(parcel.body), b""
+
+        return answer(message, UnmaskRequest, handle)
 
     return app
 
@@ -128,6 +156,8 @@ def _reason(request: Request, error: Exception) -> Reason:
     match error:
         case Refused() | TrainingFailed():
             return error.reason
+        case RefusedError():
+            return Reason.of_refusal(error.refusal)
         case WireError():
             return Reason.of(Code.MESSAGE_INVALID)
         case PolicyError():
@@ -143,6 +173,9 @@ _PHASES = {
     WeightsRequest.kind: "building the model",
     TrainRequest.kind: "training",
     EvaluateRequest.kind: "evaluating",
+    KeysRequest.kind: "agreeing on keys",
+    AgreeRequest.kind: "agreeing on a cohort",
+    UnmaskRequest.kind: "opening a sum",
 }
 
 
@@ -154,5 +187,11 @@ def _failed(request: Request, silo: str, reason: Reason) -> Reply:
             return EvaluateReply(run=run, silo=silo, round=round_number, failed=reason)
         case WeightsRequest(run=run):
             return WeightsReply(run=run, silo=silo, failed=reason)
+        case KeysRequest(run=run):
+            return KeysReply(run=run, silo=silo, failed=reason)
+        case AgreeRequest(run=run):
+            return AgreeReply(run=run, silo=silo, failed=reason)
+        case UnmaskRequest(run=run):
+            return UnmaskReply(run=run, silo=silo, failed=reason)
         case _:
             return JoinReply(run=request.run, silo=silo, failed=reason)

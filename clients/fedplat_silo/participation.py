@@ -10,9 +10,11 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol, TypeVar
+
+import numpy as np
 
 from fedplat import __version__
 from fedplat.errors import DataError, WireError
@@ -20,35 +22,49 @@ from fedplat.home import SiloHome
 from fedplat.metrics import MetricSums
 from fedplat.params import Vector
 from fedplat.reasons import Code, Reason
+from fedplat.secagg.errors import Refusal, RefusedError
+from fedplat.secagg.figures import Figures, FiguresFormat, part_of
 from fedplat.spec import RunSpec, Weighting
 from fedplat.wire.buffers import INLINE_BYTES
 from fedplat.wire.codec import Parcel
 from fedplat.wire.http import Phase, Progress
 from fedplat.wire.messages import (
+    AgreeReply,
+    AgreeRequest,
     Capabilities,
     EvaluateReply,
     EvaluateRequest,
     JoinReply,
+    KeysReply,
+    KeysRequest,
+    Masking,
     Reply,
+    StepRequest,
     Timings,
     TrainReply,
     TrainRequest,
+    UnmaskReply,
+    UnmaskRequest,
     WeightsReply,
     layout_to_wire,
 )
+from fedplat.wire.terms import Shape, format_of, step_terms
 from fedplat_silo.data.errors import Refused
 from fedplat_silo.datasets import load_datasets
+from fedplat_silo.masked import masked, quantised, vector_digest, words_of
+from fedplat_silo.masker import Masker
 from fedplat_silo.policy import Policy
-from fedplat_silo.records import forget_checkpoint, open_run
+from fedplat_silo.records import forget_checkpoint, load_shape, open_run, remember_shape
 from fedplat_silo.road import Road, forget_fetched
-from fedplat_silo.spool import Finished, Order, Spool, Stored
+from fedplat_silo.spool import Finished, Order, Spool, Stored, in_blocks
 from fedplat_silo.tasks.registry import identity
-from fedplat_silo.trainer.errors import Cancelled
+from fedplat_silo.trainer.errors import Cancelled, TrainingFailed
 from fedplat_silo.trainer.group import EvaluateOrder, EvaluateResult, Ready, TrainOrder, TrainResult
 from fedplat_silo.trainer.memory import Weights, map_weights
 from fedplat_silo.trainer.plan import TrainingPlan
 
 Answer = TypeVar("Answer", bound=Reply)
+MaskedAnswer = TypeVar("MaskedAnswer", TrainReply, EvaluateReply)
 log = logging.getLogger(__name__)
 NO_DATA = "none"  # the dataset of a task that needs none
 
@@ -88,7 +104,8 @@ class Exchange:
 
 
 class Participation:
-    """One run at this silo. Used by the run's own thread; only `interrupt` and `close` may come from others."""
+    """One run at this silo. Used by the run's own thread; only `warm_up`, `interrupt` and `close` may come from
+    others."""
 
     def __init__(self, run: str, spec: RunSpec, policy: Policy, site: Site) -> None:
         self.run = run
@@ -100,14 +117,21 @@ class Participation:
         self._transfer_s = 0.0
         self._round = 0
         self._workers: Workers | None = None
+        self._masker: Masker | None = None
+        self._known_shape: Shape | None = None
         self._ready: Ready | None = None
         self._over = threading.Event()
+        self._preparing = threading.Lock()
 
-    def join(self) -> JoinReply:
-        """Prepares the workers and says what this silo trains with. Raises Refused, TrainingFailed, Cancelled."""
+    def join(self, parent: str | None = None) -> JoinReply:
+        """Prepares the workers and says what this silo trains with. `parent`: the run that this one continues. Raises
+        Refused, TrainingFailed, Cancelled."""
         self._say(Phase.CHECKING, 0.0)
         task = identity(self.spec.task.name)
         ready = self._prepare()[1]
+        if self.spec.secure_aggregation.enabled:
+            remember_shape(self._site.home, self.run, _shape_of(ready))
+            self._masker = Masker(self._site.home, self.run, self.spec.hash, parent)
         self._say(Phase.WAITING, 0.0)
         return JoinReply(
             run=self.run,
@@ -124,9 +148,17 @@ class Participation:
             layout=layout_to_wire(ready.layout),
             frozen_hash=ready.frozen_hash,
             num_examples=self._count(ready),
-            min_cohort=self.policy.smallest_cohort,
+            min_cohort=self.policy.fewest_updates(self.spec),
+            empty_sums=ready.empty_sums,
             warnings=ready.warnings,
         )
+
+    def warm_up(self) -> None:
+        """Starts the workers ahead of the first question; what goes wrong shows when they are asked for something."""
+        try:
+            self._prepare()
+        except (Cancelled, DataError, Refused, TrainingFailed, OSError) as error:
+            log.debug("run %s: not prepared ahead: %s", self.run, error)
 
     def initial_weights(self) -> tuple[WeightsReply, bytes]:
         """The model built from the run's seed, and its small buffer; a large one is at the server."""
@@ -140,12 +172,7 @@ class Participation:
         request = parcel.body
         self._round = request.round
         self._spool.forget_before(self.run, request.round)
-        order = Order(
-            run=self.run,
-            round=request.round,
-            spec_hash=request.spec_hash,
-            weights=request.buffer.digest if request.buffer else hashlib.sha256(parcel.buffer).hexdigest(),
-        )
+        order = self._order(parcel, request.round)
         finished = self._spool.get(order)
         if finished is None:
             finished = self._train(parcel, order, exchange)
@@ -156,26 +183,50 @@ class Participation:
         # A large update is on its way while the disk still works on it; the reply, which makes it count, waits.
         with ThreadPoolExecutor(1) as disk:
             settled = disk.submit(self._spool.settle, order)
-            sent = self._send(reply, request.step, finished.update)
+            if self.spec.secure_aggregation.enabled:
+                sent = self._send_masked(reply, request, order, finished.update)
+            else:
+                sent = self._send(reply, request.step, finished.update)
             settled.result()
         forget_checkpoint(self._site.home, self.run)
         return sent
 
-    def evaluate(self, parcel: Parcel[EvaluateRequest], exchange: Exchange) -> EvaluateReply:
-        """Measures the weights on the silo's test records."""
-        self._round = parcel.body.round
+    def evaluate(self, parcel: Parcel[EvaluateRequest], exchange: Exchange) -> tuple[EvaluateReply, bytes]:
+        """Measures the weights on the silo's test records. Returns the reply, and the figures if they are masked."""
+        request = parcel.body
+        self._round = request.round
+        order = self._order(parcel, request.round + 1)  # its place is that of the round that would have measured them
+        finished = self._spool.get(order) if self.spec.secure_aggregation.enabled else None
+        reply = EvaluateReply(run=self.run, silo=self._site.home.name, round=request.round)
+        if finished is not None:
+            return self._send_masked(reply, request, order, finished.update)
         workers, ready = self._prepare()
-        result = workers.evaluate(EvaluateOrder(parcel.body.round), self._weights(parcel, ready))
+        result = workers.evaluate(EvaluateOrder(request.round), self._weights(parcel, ready))
         forget_fetched(self._spool.folder(self.run))
         self._say(Phase.SENDING, 0.0)
-        return EvaluateReply(
-            run=self.run,
-            silo=self._site.home.name,
-            round=parcel.body.round,
-            evaluated=self._shown(result.evaluated),
-            share_metrics=self.policy.share_metrics == "per-silo",
-            timings=self._timings(result.timings, exchange),
-        )
+        reply = reply.model_copy(update={"timings": self._timings(result.timings, exchange)})
+        evaluated = self._shown(result.evaluated)
+        if self.spec.secure_aggregation.enabled:
+            figures = Figures(weight=1, evaluated=evaluated)
+            kept = TrainReply(run=self.run, silo=reply.silo, round=order.round, step=request.step)
+            finished = self._spool.put(order, kept, self._quantised(request, ready, None, figures))
+            return self._send_masked(reply, request, order, finished.update)
+        shares = self.policy.share_metrics == "per-silo"
+        return reply.model_copy(update={"evaluated": evaluated, "share_metrics": shares}), b""
+
+    def keys(self, request: KeysRequest) -> KeysReply:
+        """A key for an epoch of secure aggregation."""
+        return KeysReply(run=self.run, silo=self._site.home.name, key=self._masking().key(request.epoch))
+
+    def agree(self, request: AgreeRequest) -> AgreeReply:
+        """The signature under the cohort of a step."""
+        answer, num_confirmed = self._masking().agree(self.policy, request.question)
+        return AgreeReply(run=self.run, silo=self._site.home.name, answer=answer, num_confirmed=num_confirmed)
+
+    def unmask(self, request: UnmaskRequest) -> UnmaskReply:
+        """What helps to open the sum of a cohort."""
+        answer = self._masking().unmask(request.question)
+        return UnmaskReply(run=self.run, silo=self._site.home.name, answer=answer)
 
     def interrupt(self) -> None:
         """Ends what the workers do now, or a transfer, which raises Cancelled; the next command starts them anew."""
@@ -200,13 +251,9 @@ class Participation:
             silo=self._site.home.name,
             round=request.round,
             step=request.step,
-            weight=ready.num_train if self.spec.strategy.weighting is Weighting.EXAMPLES else 1.0,
-            num_examples=self._count(ready),
-            evaluated=self._shown(result.evaluated),
-            trained=self._shown(result.trained),
-            share_metrics=self.policy.share_metrics == "per-silo",
             timings=self._timings(result.timings, exchange),
         )
+        evaluated, trained = self._shown(result.evaluated), self._shown(result.trained)
         log.info(
             "run %s: round %d of %d trained in %.1f s",
             self.run,
@@ -214,7 +261,80 @@ class Participation:
             self.spec.rounds.count,
             result.timings.training_s,
         )
-        return self._spool.put(spool_order, reply, result.update, self.spec.transport.precision)
+        if self.spec.secure_aggregation.enabled:
+            figures = Figures(evaluated=evaluated, trained=trained)
+            return self._spool.put(spool_order, reply, self._quantised(request, ready, result.update, figures))
+        seen = {
+            "weight": self._weight(ready),
+            "num_examples": self._count(ready),
+            "evaluated": evaluated,
+            "trained": trained,
+            "share_metrics": self.policy.share_metrics == "per-silo",
+        }
+        blocks = in_blocks(result.update, self.spec.transport.precision)
+        return self._spool.put(spool_order, reply.model_copy(update=seen), blocks)
+
+    def _order(self, parcel: Parcel[TrainRequest] | Parcel[EvaluateRequest], round_number: int) -> Order:
+        """What the answer is an answer to."""
+        request, vector = parcel.body, ""
+        if self.spec.secure_aggregation.enabled:
+            vector = vector_digest(format_of(request, self.spec, self._shape()), _asked(request))
+        return Order(
+            run=self.run,
+            round=round_number,
+            spec_hash=request.spec_hash,
+            weights=_weights_digest(parcel),
+            vector=vector,
+        )
+
+    def _quantised(
+        self, request: StepRequest, ready: Ready, update: Vector | None, figures: Figures
+    ) -> Iterator[memoryview]:
+        """The vector that is going to be masked. RefusedError for what cannot be."""
+        vector, masking = format_of(request, self.spec, self._shape()), _asked(request)
+        weight = 1 if update is None else part_of(vector.limit, self._weight(ready), masking.max_weight)
+        return quantised(
+            np.empty(0, dtype=np.float32) if update is None else update,
+            weight,
+            vector,
+            FiguresFormat(self._shape().empty_sums),
+            self._masking().rounding_key(self.spec.hash, self._round),
+            lambda num_clipped, norm: replace(figures, weight=weight, num_clipped=num_clipped, norm=norm),
+        )
+
+    def _send_masked(
+        self, reply: MaskedAnswer, request: StepRequest, order: Order, stored: Stored
+    ) -> tuple[MaskedAnswer, bytes]:
+        """The masked vector, once its step is on disk."""
+        begun_s = time.monotonic()
+        masker = self._masking()
+        terms = step_terms(request, self.spec, order.weights, self._shape())
+        part = masker.begin(self.policy, _asked(request).roster, terms, words_of(stored.region))
+        blocks = masked(stored.region, masker.masks())
+        changes: dict[str, object] = {"masked": part}
+        if stored.ref.size_bytes <= INLINE_BYTES:
+            buffer = b"".join(blocks)
+            changes["timings"] = reply.timings.model_copy(update={"masking_s": time.monotonic() - begun_s})
+            return reply.model_copy(update=changes), buffer
+        noise = self._spool.put_masked(order, blocks)
+        changes["timings"] = reply.timings.model_copy(update={"masking_s": time.monotonic() - begun_s})
+        sent = self._send(reply.model_copy(update=changes), request.step, noise)
+        self._spool.forget_masked(order)
+        return sent
+
+    def _masking(self) -> Masker:
+        if self._masker is None:
+            self._masker = Masker(self._site.home, self.run, self.spec.hash)
+        return self._masker
+
+    def _shape(self) -> Shape:
+        """What this silo's answers are made of: as it was found at the join, else by the workers."""
+        if self._known_shape is None:
+            self._known_shape = load_shape(self._site.home, self.run) or _shape_of(self._prepare()[1])
+        return self._known_shape
+
+    def _weight(self, ready: Ready) -> float:
+        return ready.num_train if self.spec.strategy.weighting is Weighting.EXAMPLES else 1.0
 
     def _weights(self, parcel: Parcel[TrainRequest] | Parcel[EvaluateRequest], ready: Ready) -> Weights:
         """The weights that came with a request, or are fetched now."""
@@ -247,13 +367,14 @@ class Participation:
 
     def _prepare(self) -> tuple[Workers, Ready]:
         """The workers, started when they are not there: at the join, or after a restart of this process."""
-        if self._workers is None or self._ready is None:
+        with self._preparing:
+            if self._workers is None or self._ready is None:
+                self._check_open()
+                log.info("run %s: preparing (starting PyTorch)", self.run)
+                self._workers = self._site.make_workers(self._plan(), self._site.home.log, self._say)
+                self._ready = self._workers.start()
             self._check_open()
-            log.info("run %s: preparing (starting PyTorch)", self.run)
-            self._workers = self._site.make_workers(self._plan(), self._site.home.log, self._say)
-            self._ready = self._workers.start()
-        self._check_open()
-        return self._workers, self._ready
+            return self._workers, self._ready
 
     def _check_open(self) -> None:
         if self._over.is_set():
@@ -291,11 +412,34 @@ class Participation:
         """Communicating is also what large buffers took: these weights, and the update before."""
         communicating_s, self._transfer_s = exchange.communicating_s + self._transfer_s, 0.0
         more = {"waiting_s": exchange.waiting_s, "communicating_s": communicating_s}
+        if not self.policy.share_counts:
+            more["samples_per_s"] = 0.0  # with the time it would give the number of records
         return timings.model_copy(update=more)
 
     def _shown(self, sums: MetricSums | None) -> MetricSums | None:
         """The sums, if the policy lets them out."""
         return None if self.policy.share_metrics == "none" else sums
+
+
+def _shape_of(ready: Ready) -> Shape:
+    assert ready.empty_sums is not None
+    return Shape(ready.layout.fingerprint, ready.layout.size, ready.empty_sums)
+
+
+def _asked(request: StepRequest) -> Masking:
+    """RefusedError if it is not to be masked, in a run that is."""
+    if request.masking is None:
+        raise RefusedError(Refusal.NOT_MASKED)
+    return request.masking
+
+
+def _weights_digest(parcel: Parcel[TrainRequest] | Parcel[EvaluateRequest]) -> str:
+    ref = parcel.body.buffer
+    if ref is None:
+        return hashlib.sha256(parcel.buffer).hexdigest()
+    if ref.size_bytes <= INLINE_BYTES:  # or the same weights would have two names
+        raise WireError(f"a buffer of {ref.size_bytes} bytes comes by the road, not in its message")
+    return ref.digest
 
 
 def threads_per_worker(max_threads: int, num_workers: int) -> int:

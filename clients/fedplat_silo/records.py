@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-from fedplat.canonical import sha256_hex
+from fedplat.canonical import canonical_json, sha256_hex
 from fedplat.durable import make_private_dir, remove, remove_leftovers, write_atomic
 from fedplat.home import SiloHome
+from fedplat.metrics import MetricSums
 from fedplat.spec import RunSpec
+from fedplat.wire.terms import Shape
+from fedplat_silo.masker import STATE, forget_secrets
 from fedplat_silo.trainer.plan import CHECKPOINT
 
 _SPEC = "spec.json"
 _ENDED = "ended"
-# What outlives a run: which spec it was, and the parameters that belong to this silo alone.
-_KEPT = (_ENDED, "local-*.safetensors")
+_SHAPE = "shape.json"
+# What outlives a run: which spec it was, the parameters that belong to this silo alone, and which masked steps were.
+_KEPT = (_ENDED, "local-*.safetensors", STATE)
 
 
 def live_runs(home: SiloHome) -> frozenset[str]:
@@ -47,6 +52,21 @@ def remember_run(home: SiloHome, run: str, spec: RunSpec) -> None:
     write_atomic(open_run(home, run) / _SPEC, spec.canonical().encode())
 
 
+def remember_shape(home: SiloHome, run: str, shape: Shape) -> None:
+    """What this silo's answers are made of, so that a finished one can be sent again without its workers."""
+    kept = {"layout": shape.layout, "size": shape.size, "empty_sums": shape.empty_sums.model_dump(mode="json")}
+    write_atomic(open_run(home, run) / _SHAPE, canonical_json(kept).encode())
+
+
+def load_shape(home: SiloHome, run: str) -> Shape | None:
+    """None if it is not known, or damaged: the workers know it."""
+    try:
+        kept = json.loads((home.run(run) / _SHAPE).read_bytes())
+        return Shape(str(kept["layout"]), int(kept["size"]), MetricSums.model_validate(kept["empty_sums"]))
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
 def forget_checkpoint(home: SiloHome, run: str) -> None:
     """The round's update is finished: how far its training was does not matter any more."""
     shutil.rmtree(home.run(run) / CHECKPOINT, ignore_errors=True)
@@ -68,6 +88,7 @@ def retire_run(home: SiloHome, run: str, spec_hash: str) -> None:
     is asked about this run again if the process ends on the way."""
     folder = open_run(home, run)
     write_atomic(folder / _ENDED, spec_hash.encode())
+    forget_secrets(home, run)
     for path in _others(folder):
         shutil.rmtree(path) if path.is_dir() else remove(path)
     remove(folder / _SPEC)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import hmac
 import threading
+from contextlib import suppress
 
 from pydantic import ValidationError
 
 from fedplat.canonical import sha256_hex
+from fedplat.errors import FedplatError
 from fedplat.reasons import Code, Reason
 from fedplat.spec import RunSpec
 from fedplat.wire.messages import JoinReply, JoinRequest
@@ -49,7 +51,7 @@ class Runs:
             raise Refused(refusal, str(refusal))
         part = self._reserve(Participation(request.run, spec, policy, self._site))
         try:
-            reply = part.join()
+            reply = part.join(request.parent)
             remember_run(self._site.home, request.run, spec)
         except BaseException:
             self.release(request.run)
@@ -70,6 +72,13 @@ class Runs:
         if part is None:
             raise Refused(Reason.of(Code.NOT_JOINED), f"run {run} is not one that this silo has joined")
         return part
+
+    def warm_up(self) -> None:
+        """Starts the workers of the runs that an earlier process has joined: that takes longer than to connect."""
+        for run in sorted(self._joined):
+            with suppress(OSError, ValueError, FedplatError, Refused):  # it shows when the run asks for something
+                if not is_paused(self._site.home):
+                    self.find(run, known_hash(self._site.home, run) or "").warm_up()
 
     def check_paused(self) -> None:
         """Raises Refused if the silo's administrator has paused it."""

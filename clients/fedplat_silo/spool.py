@@ -5,14 +5,14 @@ from __future__ import annotations
 import hashlib
 import logging
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from fedplat.bufferfiles import Region, write_buffer
+from fedplat.bufferfiles import Region, write_buffer, write_scratch
 from fedplat.durable import AtomicFile, make_private_dir, remove, remove_leftovers, sync_files
 from fedplat.names import check_run_id
 from fedplat.params import Vector
@@ -23,12 +23,13 @@ from fedplat.wire.messages import TrainReply
 log = logging.getLogger(__name__)
 _DIGEST_CHARS = 64
 _BLOCK = 1 << 20  # elements
-_HEADER, _BUFFER = ".update", ".buffer"
+_HEADER, _BUFFER, _MASKED = ".update", ".buffer", ".masked"
 _WEIGHTS_ROUND = 0
 
 
 class Order(BaseModel):
-    """What an update was computed for; anything else is another update. `weights`: digest of those received."""
+    """What an update was computed for; anything else is another update. `weights`: digest of those received.
+    `vector`: digest of how it lies in a masked vector, empty in a plain run."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -36,6 +37,7 @@ class Order(BaseModel):
     round: Annotated[int, Field(ge=1)]
     spec_hash: Digest
     weights: Digest
+    vector: str = ""
 
 
 class _Header(BaseModel):
@@ -73,13 +75,12 @@ class Spool:
         """Where all of a run is, also what is fetched for it."""
         return self._folder / check_run_id(run)
 
-    def put(self, order: Order, reply: TrainReply, update: Vector, precision: Precision) -> Finished:
-        """Keeps the update, rounded to `precision`. A kill cannot undo it; a power cut can, before `settle`. Raises
-        OSError."""
+    def put(self, order: Order, reply: TrainReply, blocks: Iterable[memoryview]) -> Finished:
+        """Keeps the update's bytes. A kill cannot undo it; a power cut can, before `settle`. Raises OSError."""
         path = self._path(order.run, order.round, _HEADER)
         if path.exists():
             remove(path)  # it would name bytes that are not there any more
-        stored = self._write(order.run, order.round, update, precision)
+        stored = self._write(order.run, order.round, _BUFFER, blocks)
         header = _Header(order=order, reply=reply, ref=stored.ref).model_dump_json(exclude_none=True).encode()
         with AtomicFile(path) as file:
             file.write(hashlib.sha256(header).hexdigest().encode() + b"\n" + header)
@@ -92,7 +93,17 @@ class Spool:
 
     def put_weights(self, run: str, weights: Vector, precision: Precision) -> Stored:
         """The initial weights, kept until the first round. Raises OSError."""
-        return self._write(run, _WEIGHTS_ROUND, weights, precision)
+        return self._write(run, _WEIGHTS_ROUND, _BUFFER, in_blocks(weights, precision))
+
+    def put_masked(self, order: Order, blocks: Iterable[memoryview]) -> Stored:
+        """A masked vector on its way; it can be made again from what `put` keeps. Raises OSError."""
+        path = self._path(order.run, order.round, _MASKED)
+        ref = write_scratch(path, blocks)
+        return Stored(Region(path, 0, ref.size_bytes), ref)
+
+    def forget_masked(self, order: Order) -> None:
+        """It has arrived."""
+        self._path(order.run, order.round, _MASKED).unlink(missing_ok=True)
 
     def get(self, order: Order) -> Finished | None:
         """The update for exactly this order, if it is there whole; a damaged one is removed."""
@@ -101,7 +112,7 @@ class Spool:
             header = _read(path)
             if header is None or header.order != order:
                 return None
-            stored = self._stored(order.run, order.round, header.ref)
+            stored = Stored(Region(self._path(order.run, order.round, _BUFFER), 0, header.ref.size_bytes), header.ref)
             if not stored.region.is_good(header.ref):
                 raise ValueError("its bytes are others")
         except ValueError as error:
@@ -119,7 +130,7 @@ class Spool:
             return
         remove_leftovers(folder)
         # headers first: none may name bytes that are gone
-        for path in (*folder.glob(f"*{_HEADER}"), *folder.glob(f"*{_BUFFER}")):
+        for path in (p for suffix in (_HEADER, _BUFFER, _MASKED) for p in folder.glob(f"*{suffix}")):
             if path.stem.isdecimal() and int(path.stem) < round_number:
                 remove(path)
 
@@ -127,19 +138,18 @@ class Spool:
         """Removes everything of a run."""
         shutil.rmtree(self.folder(run), ignore_errors=True)
 
-    def _write(self, run: str, round_number: int, vector: Vector, precision: Precision) -> Stored:
-        path = self._path(run, round_number, _BUFFER)
+    def _write(self, run: str, round_number: int, suffix: str, blocks: Iterable[memoryview]) -> Stored:
+        path = self._path(run, round_number, suffix)
         make_private_dir(path.parent)
-        return self._stored(run, round_number, write_buffer(path, _blocks(vector, precision)))
-
-    def _stored(self, run: str, round_number: int, ref: BufferRef) -> Stored:
-        return Stored(Region(self._path(run, round_number, _BUFFER), 0, ref.size_bytes), ref)
+        ref = write_buffer(path, blocks)
+        return Stored(Region(path, 0, ref.size_bytes), ref)
 
     def _path(self, run: str, round_number: int, suffix: str) -> Path:
         return self.folder(run) / f"{round_number}{suffix}"
 
 
-def _blocks(vector: Vector, precision: Precision) -> Iterator[memoryview]:
+def in_blocks(vector: Vector, precision: Precision) -> Iterator[memoryview]:
+    """The vector's bytes as they travel, a few megabytes at a time."""
     return (to_bytes(vector[start : start + _BLOCK], precision) for start in range(0, vector.size, _BLOCK))
 
 

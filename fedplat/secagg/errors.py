@@ -22,9 +22,12 @@ class Refusal(StrEnum):
     STEP_JUMP = "step_jump"
     STEP_UNKNOWN = "step_unknown"
     STEP_CHANGED = "step_changed"
+    NOT_MASKED = "not_masked"
     UPDATE_CHANGED = "update_changed"
     UPDATE_NOT_FINITE = "update_not_finite"
     COUNT_TOO_LARGE = "count_too_large"
+    WEIGHT_TOO_LARGE = "weight_too_large"
+    FIGURES_CHANGED = "figures_changed"
     SILOS_INVALID = "silos_invalid"
     SILOS_TOO_FEW = "silos_too_few"
     PEERS_UNCONFIRMED = "peers_unconfirmed"
@@ -33,6 +36,7 @@ class Refusal(StrEnum):
     COHORT_TOO_SMALL = "cohort_too_small"
     COHORT_CHANGED = "cohort_changed"
     BUNDLE_INVALID = "bundle_invalid"
+    CHECKS_DIFFER = "checks_differ"
     NOT_AGREED = "not_agreed"
     ANSWERS_TOO_FEW = "answers_too_few"
     SHARES_INVALID = "shares_invalid"
@@ -58,9 +62,15 @@ _TEXT: dict[Refusal, tuple[str, str]] = {
     Refusal.STEP_JUMP: ("this step is too far ahead", _EPOCH),
     Refusal.STEP_UNKNOWN: ("this step was never begun here", _AGAIN),
     Refusal.STEP_CHANGED: ("a known step with other silos, weights or configuration", _OTHER),
+    Refusal.NOT_MASKED: ("an update in clear, in a run with secure aggregation", _OTHER),
     Refusal.UPDATE_CHANGED: ("a known step with another update", _AGAIN),
     Refusal.UPDATE_NOT_FINITE: ("the update holds values that are not finite", "lower the learning rate"),
     Refusal.COUNT_TOO_LARGE: ("a count does not fit the masked vector", "allow fewer silos (n_max), or no such metric"),
+    Refusal.WEIGHT_TOO_LARGE: (
+        "a silo has more training records than the run allows",
+        "raise [secure_aggregation] max_examples, or weight uniformly",
+    ),
+    Refusal.FIGURES_CHANGED: ("its metric sums have another shape than at the join", "the task is at fault"),
     Refusal.SILOS_INVALID: ("the silos of this step are not from the roster, in its order, with this one", _OTHER),
     Refusal.SILOS_TOO_FEW: ("too few silos for the smallest cohort", "wait for more silos, or lower min_cohort"),
     Refusal.PEERS_UNCONFIRMED: (
@@ -68,17 +78,23 @@ _TEXT: dict[Refusal, tuple[str, str]] = {
         "compare fingerprints by phone, then: fedplat client peers pin NAME FINGERPRINT",
     ),
     Refusal.RELEASES_SPENT: (
-        "these weights were already answered for in as many cohorts as the policy allows",
-        "find out why rounds fail, then raise max_releases_per_model or continue as a new run",
+        "another cohort was signed for the same weights, and two sums can differ by one silo's update",
+        "it goes on when that cohort's silos are back; else its administrator may raise max_releases_per_model",
     ),
     Refusal.COHORT_INVALID: ("the cohort is malformed, or not one with this silo's upload", _OTHER),
     Refusal.COHORT_TOO_SMALL: ("the cohort is too small", "wait for more silos, or lower min_cohort"),
     Refusal.COHORT_CHANGED: ("a second cohort for one step", _OTHER),
     Refusal.BUNDLE_INVALID: ("the share bundle of a silo is missing or cannot be opened", _AGAIN),
+    Refusal.CHECKS_DIFFER: ("its masks do not fit those of the others: it has other keys, or saw other terms", _AGAIN),
     Refusal.NOT_AGREED: ("no cohort was agreed on for this step", "the server asks for agreement first"),
     Refusal.ANSWERS_TOO_FEW: ("too few silos have signed or answered to open the sum", "ask again, or: " + _AGAIN),
     Refusal.SHARES_INVALID: ("what silos answered does not give the secret that a silo committed to", _AGAIN),
 }
+
+
+def describe(refusal: Refusal) -> tuple[str, str]:
+    """What happened, and what to do next."""
+    return _TEXT[refusal]
 
 
 class RefusedError(FedplatError):

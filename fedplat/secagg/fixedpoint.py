@@ -16,9 +16,9 @@ import numpy.typing as npt
 
 from fedplat.errors import WireError
 from fedplat.secagg.errors import Refusal, RefusedError
-from fedplat.secagg.prg import CHUNK, Keystream, Words, new_scratch
+from fedplat.secagg.prg import CHUNK, Keystream, Words, new_scratch, pieces
+from fedplat.spec.secure import MAX_SILOS
 
-MAX_SILOS = 64
 Floats: TypeAlias = npt.NDArray[np.float32] | npt.NDArray[np.float64]
 
 
@@ -72,17 +72,25 @@ def quantise(values: Floats, out: Words, *, bound: float, limit: int, rounding_k
     `offset` is the coordinate of the first value in the whole vector. `out` may be the memory of a float32 `values`.
     Raises RefusedError for values that are not finite.
     """
-    rounding = Keystream(rounding_key, offset)
+    rounding = Keystream(rounding_key)
     scratch, work, spare = new_scratch(), np.empty(CHUNK), np.empty(CHUNK)
     num_clipped = 0
-    for start in range(0, len(values), CHUNK):
-        part = values[start : start + CHUNK]
-        x, u = work[: len(part)], spare[: len(part)]
+    for start, stop in pieces(offset, len(values)):
+        part = values[start:stop]
+        x, v = work[: len(part)], spare[: len(part)]
+        largest = max(-float(part.min()), float(part.max()))
+        if not math.isfinite(largest):
+            raise RefusedError(Refusal.UPDATE_NOT_FINITE)
+        if largest > bound:
+            num_clipped += _count_outside(part, bound)
         np.copyto(x, part)
         x *= limit / bound
-        num_clipped += _clip(part, x, bound, limit)
-        np.multiply(rounding.fill(scratch, len(part)), 2.0**-32, out=u)
-        _round(x, u, limit, out[start : start + CHUNK].view(np.int32))
+        np.copyto(v, rounding.words(scratch, offset + start, len(part)).view(np.int32))
+        v *= 2.0**-32
+        _round(x, v)
+        if largest / bound * limit > limit - 1:
+            np.clip(x, -limit, limit, out=x)
+        np.copyto(out[start:stop].view(np.int32), x, casting="unsafe")
     return num_clipped
 
 
@@ -106,20 +114,11 @@ def words_to_counts(total: Words) -> list[int]:
     return counts
 
 
-def _clip(part: Floats, x: npt.NDArray[np.float64], bound: float, limit: int) -> int:
-    """Clips the scaled values x in place and returns how many were outside; mostly none, and that is quick to see."""
-    low, high = float(part.min()), float(part.max())
-    if -bound <= low and high <= bound:
-        return 0
-    if not math.isfinite(low) or not math.isfinite(high):
-        raise RefusedError(Refusal.UPDATE_NOT_FINITE)
-    np.clip(x, -limit, limit, out=x)
-    return int(np.count_nonzero(np.abs(part) > bound))
+def _count_outside(part: Floats, bound: float) -> int:
+    return int(np.count_nonzero(part > bound) + np.count_nonzero(part < -bound))
 
 
-def _round(x: npt.NDArray[np.float64], u: npt.NDArray[np.float64], limit: int, out: npt.NDArray[np.int32]) -> None:
-    x += u
-    np.floor(x, out=x)
-    np.copyto(out, x, casting="unsafe")
-    # Also where x was at an end and a rounding error past it.
-    np.clip(out, -limit, limit, out=out)
+def _round(x: npt.NDArray[np.float64], v: npt.NDArray[np.float64]) -> None:
+    """floor(x + u) for v = u - 1/2 in [-1/2, 1/2), which signed words give more quickly than u."""
+    x += v
+    np.rint(x, out=x)

@@ -11,7 +11,7 @@ from typing import Annotated
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, StringConstraints
 
-from fedplat.secagg.fixedpoint import MAX_SILOS
+from fedplat.spec.secure import MAX_SILOS
 
 TAG_BYTES = 16
 MAX_BUNDLE_BYTES = MAX_SILOS * 32 + TAG_BYTES

@@ -7,7 +7,7 @@ ever. Signatures and answers can be asked for again.
 from __future__ import annotations
 
 import hmac
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from fedplat.secagg import keys
@@ -54,11 +54,17 @@ class ServerStep:
             out.append(worst)
         return tuple(out)
 
-    def fix_cohort(self, uploads: Mapping[str, TrainPart]) -> tuple[Member, ...]:
-        """The cohort of these uploads. Raises RefusedError if it is too small to be opened."""
+    def fix_cohort(self, uploads: Mapping[str, TrainPart], shown: Collection[str] = ()) -> tuple[Member, ...]:
+        """The cohort of these uploads. Raises RefusedError if it is too small to be opened.
+
+        `shown`: the names of a cohort that silos may have signed in an earlier step with the same weights. They sign
+        no other, so it is this one again, or COHORT_TOO_SMALL until all of it has uploaded.
+        """
         out = self.left_out(uploads)
         names = [name for name in self.terms.silos if name in uploads and name not in out]
-        if len(names) < max(self.terms.threshold, self.min_cohort):
+        if shown:
+            names = sorted(set(names) & set(shown), key=self.terms.silos.index)
+        if len(names) < max(self.terms.threshold, self.min_cohort, len(shown)):
             raise RefusedError(Refusal.COHORT_TOO_SMALL)
         return tuple(Member(name=name, upload_id=uploads[name].upload_id) for name in names)
 

@@ -29,7 +29,7 @@ from fedplat.secagg.messages import (
 )
 from fedplat.secagg.roster import roster_hash, sign_key
 from fedplat.secagg.rules import SiloRules, check_cohort, check_new_roster, check_new_step
-from fedplat.secagg.state import Agreed, SiloState, StepRecord, finish
+from fedplat.secagg.state import Agreed, Release, SiloState, StepRecord, finish
 from fedplat.secagg.terms import StepTerms
 
 UPLOAD_ID_BYTES = 16
@@ -46,10 +46,11 @@ def offer_key(state: SiloState, identity: ec.EllipticCurvePrivateKey, epoch: int
     return finish(state).model_copy(update={"epoch": epoch, "private_key": private, "signed_key": key}), key
 
 
-def accept_roster(state: SiloState, rules: SiloRules, roster: Roster, known: Mapping[str, str]) -> SiloState:
+def accept_roster(state: SiloState, rules: SiloRules, roster: Roster) -> SiloState:
     """Takes the one roster of the epoch; the X25519 key is erased.
 
-    `known`: fingerprints by name. Whoever is not in it is taken at first sight: remember `roster.fingerprints`.
+    Whoever is not known yet is taken at first sight: remember `fingerprints(roster, without=state.name)` before the
+    state is written. That may still fail, if another run was shown another key meanwhile.
     """
     if roster.epoch != state.epoch or state.signed_key is None:
         raise RefusedError(Refusal.EPOCH_CLOSED)
@@ -58,7 +59,7 @@ def accept_roster(state: SiloState, rules: SiloRules, roster: Roster, known: Map
         if not hmac.compare_digest(state.roster_hash, hashed):
             raise RefusedError(Refusal.ROSTER_CHANGED)
         return state
-    check_new_roster(state, rules, roster, known)
+    check_new_roster(state, rules, roster)
     chains = _first_chain_keys(state, roster, hashed)
     accepted = {"roster": roster, "roster_hash": hashed, "chains": chains, "private_key": None}
     return state.model_copy(update=accepted | {"next_step": roster.first_step})
@@ -107,9 +108,10 @@ def agree(
     """Signs the cohort of a step: one cohort a step, for ever."""
     record = _record_of(state, question.step)
     if record.agreed is None:
-        check_cohort(state.name, rules, record, question.cohort)
+        released = check_cohort(state, rules, record, question.cohort)
         signature = sign_cohort(identity, record.context, question.cohort)
-        return _agreed(state, record, question, signature), AgreeAnswer(step=record.step, signature=signature)
+        agreed = Agreed(cohort=question.cohort, signature=signature, answer=_answer(state.name, record, question))
+        return _agreed(state, record, agreed, released), AgreeAnswer(step=record.step, signature=signature)
     if record.agreed.cohort != question.cohort:
         raise RefusedError(Refusal.COHORT_CHANGED)
     return state, AgreeAnswer(step=record.step, signature=record.agreed.signature)
@@ -207,11 +209,9 @@ def _shares(name: str, record: StepRecord) -> dict[str, bytes]:
     return dict(zip(record.silos, shares, strict=True))
 
 
-def _agreed(state: SiloState, record: StepRecord, question: AgreeQuestion, signature: bytes) -> SiloState:
-    answer = _answer(state.name, record, question)
-    agreed = Agreed(cohort=question.cohort, signature=signature, answer=answer)
+def _agreed(state: SiloState, record: StepRecord, agreed: Agreed, released: tuple[Release, ...]) -> SiloState:
     # Counted when it is signed: the others can open a signed cohort without this silo's own answer.
-    releases = state.releases | {record.weights: state.releases.get(record.weights, 0) + 1}
+    releases = state.releases | {record.weights: released}
     return state.model_copy(
         update={"record": record.model_copy(update={"agreed": agreed}), "releases": releases},
     )

@@ -5,7 +5,8 @@ Secrets are inside: the file is the owner's alone, and is replaced as a whole.
 
 from __future__ import annotations
 
-from typing import Annotated, Self
+from collections.abc import Iterable, Mapping
+from typing import Annotated, Self, TypeAlias
 
 from pydantic import Field, ValidationError
 
@@ -56,13 +57,26 @@ class StepRecord(Part):
     agreed: Agreed | None = None
 
 
+class Release(Part):
+    """A cohort that this silo has signed: digests of the names invited to the step, and of those in its sum."""
+
+    silos: Check
+    cohort: Check
+
+
+Releases: TypeAlias = dict[Hex, tuple[Release, ...]]
+"""Different cohorts signed, by the digest of the weights that they trained from."""
+
+
 class SiloState(Part):
     """A silo's side of one run. Every change is a new state, to be on disk before the answer that came with it."""
 
     binding: RunBinding
     name: SiloName
+    family: SiloName
+    """The first of the runs that continue each other; this one, if it continues none."""
     epoch: Annotated[int, Field(ge=0)] = 0
-    next_step: Step = 1
+    next_step: Annotated[int, Field(ge=1, le=2**53)] = 1
     """The lowest step that is acceptable; `chains` are at it."""
     private_key: Key | None = Field(default=None, repr=False)
     signed_key: SignedKey | None = None
@@ -70,8 +84,7 @@ class SiloState(Part):
     roster_hash: Key | None = None
     chains: Keys = Field(default={}, repr=False)
     record: StepRecord | None = None
-    releases: dict[Hex, int] = Field(default={}, repr=False)
-    """Cohorts signed, by the digest of the weights that they trained from."""
+    releases: Releases = Field(default={}, repr=False)
 
     def to_json(self) -> str:
         """The whole state, secrets included."""
@@ -89,16 +102,21 @@ class SiloState(Part):
             ) from None
 
 
-def open_run(kept: SiloState | None, binding: RunBinding, name: str, parent: SiloState | None = None) -> SiloState:
-    """The state of a run: what was kept of it, or a new one. A child run goes on with its parent's releases.
+def open_run(
+    kept: SiloState | None, binding: RunBinding, name: str, family: str = "", relatives: Iterable[SiloState] = ()
+) -> SiloState:
+    """The state of a run: what was kept of it, or a new one, with all that its relatives have released.
 
-    Raises RefusedError if the run id was used with another spec, at another server or by another silo.
+    `relatives`: this silo's states of every run of the family, read afresh under one lock with the change that
+    follows. Siblings train from the same weights too. Raises RefusedError if the run id was used with another spec,
+    at another server or by another silo.
     """
-    if kept is None:
-        return SiloState(binding=binding, name=name, releases=parent.releases if parent else {})
-    if (kept.binding, kept.name) != (binding, name):
+    state = kept or SiloState(binding=binding, name=name, family=family or binding.run)
+    if (state.binding, state.name) != (binding, name):
         raise RefusedError(Refusal.RUN_CHANGED)
-    return kept
+    for relative in relatives:
+        state = state.model_copy(update={"releases": _joined(state.releases, relative.releases)})
+    return state
 
 
 def close_step(state: SiloState, step: int) -> SiloState:
@@ -112,7 +130,13 @@ def finish(state: SiloState) -> SiloState:
     return SiloState(
         binding=state.binding,
         name=state.name,
+        family=state.family,
         epoch=state.epoch,
         next_step=state.next_step,
         releases=state.releases,
     )
+
+
+def _joined(mine: Mapping[str, tuple[Release, ...]], others: Mapping[str, tuple[Release, ...]]) -> Releases:
+    weights = dict.fromkeys([*mine, *others])
+    return {w: tuple(dict.fromkeys((*mine.get(w, ()), *others.get(w, ())))) for w in weights}

@@ -22,6 +22,12 @@ def colluders_tolerated(num_silos: int, strong: bool, min_cohort: int) -> int:
     return max(0, min(apart, smallest_cohort(num_silos, strong, min_cohort) - 2))
 
 
+def colluders_withstood(num_silos: int, strong: bool, min_cohort: int) -> int:
+    """The same whomever of so many silos the server invites: it may choose few, the colluders among them."""
+    sizes = range(max(2, min_cohort), num_silos + 1)
+    return min((colluders_tolerated(size, strong, min_cohort) for size in sizes), default=0)
+
+
 def dropouts_tolerated(num_silos: int, strong: bool, min_cohort: int) -> int:
     """How many silos may vanish before or after their upload. Negative: too few silos to begin."""
     return num_silos - smallest_cohort(num_silos, strong, min_cohort)

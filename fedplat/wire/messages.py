@@ -14,6 +14,15 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_vali
 from fedplat.metrics import MetricSums
 from fedplat.params import Group, Layout, Parameter
 from fedplat.reasons import Reason
+from fedplat.secagg.messages import (
+    AgreeAnswer,
+    AgreeQuestion,
+    Roster,
+    SignedKey,
+    TrainPart,
+    UnmaskAnswer,
+    UnmaskQuestion,
+)
 from fedplat.spec.base import PLAIN
 from fedplat.wire.buffers import BufferRef, Digest
 
@@ -50,11 +59,12 @@ class Reply(WireMessage):
 
 
 class JoinRequest(Request):
-    """Will you take part in this run? Carries the whole spec."""
+    """Will you take part in this run? Carries the whole spec. `parent`: the run that this one continues."""
 
     kind = "query.join"
     spec: str = Field(max_length=4_000_000)
     num_silos: Amount
+    parent: RunId | None = None
 
 
 class Capabilities(WireMessage):
@@ -78,7 +88,8 @@ class WireParameter(BaseModel):
 
 
 class JoinReply(Reply):
-    """Accepted: what I can do and what my model looks like. Refused: why."""
+    """Accepted: what I can do and what my model looks like. Refused: why. `empty_sums`: the task's metric sums over no
+    records, by which masked ones are read; only for secure aggregation."""
 
     kind = "query.join"
     capabilities: Capabilities | None = None
@@ -88,6 +99,7 @@ class JoinReply(Reply):
     frozen_hash: Short = ""
     num_examples: Amount | None = None
     min_cohort: Annotated[int, Field(ge=1, le=1000)] = 1
+    empty_sums: MetricSums | None = None
     warnings: tuple[Reason, ...] = Field(default=(), max_length=100)
 
     @model_validator(mode="after")
@@ -109,13 +121,41 @@ class WeightsReply(Reply):
     kind = "query.weights"
 
 
-class TrainRequest(Request):
+class KeysRequest(Request):
+    """Offer a fresh masking key for this epoch, the same when asked again."""
+
+    kind = "query.keys"
+    epoch: Annotated[int, Field(ge=1, lt=2**53)]
+
+
+class KeysReply(Reply):
+    """The key, signed."""
+
+    kind = "query.keys"
+    key: SignedKey | None = None
+
+
+class Masking(WireMessage):
+    """Mask what you answer with the keys of this roster. `max_weight`: the weight that counts fully."""
+
+    roster: Roster
+    max_weight: Annotated[float, Field(gt=0, lt=2**53)]
+
+
+class StepRequest(Request):
+    """A question that is asked of all of `roster` (sorted) alike, with the weights in the buffer. With `masking`, the
+    answer is a masked vector, and opened by `agree` and `unmask` only together with the others'."""
+
+    step: Annotated[int, Field(ge=1)]
+    roster: tuple[Short, ...] = Field(max_length=1000)
+    masking: Masking | None = None
+
+
+class TrainRequest(StepRequest):
     """Train from the weights in the buffer. `evaluate`: measure them first; they are those of `round - 1`."""
 
     kind = "train"
     round: Annotated[int, Field(ge=1)]
-    step: Annotated[int, Field(ge=1)]
-    roster: tuple[Short, ...] = Field(max_length=1000)
     evaluate: bool
     proximal_mu: Annotated[float, Field(ge=0)] = 0.0
 
@@ -127,6 +167,7 @@ class Timings(WireMessage):
     training_s: Seconds = 0.0
     evaluating_s: Seconds = 0.0
     communicating_s: Seconds = 0.0
+    masking_s: Seconds = 0.0
     samples_per_s: Annotated[float, Field(ge=0)] = 0.0
     busy_share: Annotated[float, Field(ge=0, le=1)] = 0.0
     restarts: Amount = 0
@@ -137,7 +178,8 @@ class TrainReply(Reply):
 
     `weight`: what it counts in the mean. `evaluated`: sums over the silo's test records with the received weights.
     `trained`: sums over the training batches as they were seen. Absent where the policy does not share them.
-    `share_metrics`: whether the server may keep and show this silo's own figures.
+    `share_metrics`: whether the server may keep and show this silo's own figures. With secure aggregation, weight and
+    sums ride in the masked vector, and `masked` is what goes with that; no other field depends on data.
     """
 
     kind = "train"
@@ -148,24 +190,59 @@ class TrainReply(Reply):
     evaluated: MetricSums | None = None
     trained: MetricSums | None = None
     share_metrics: bool = False
+    masked: TrainPart | None = None
     timings: Timings = Timings()
 
 
-class EvaluateRequest(Request):
-    """Measure the weights in the buffer: the closing evaluation, of the last round's model."""
+class EvaluateRequest(StepRequest):
+    """Measure the weights in the buffer: the closing evaluation, of the last round's model. Only a masked one is a
+    step of its own."""
 
     kind = "evaluate"
+    step: Annotated[int, Field(ge=1)] = 1
+    roster: tuple[Short, ...] = Field(default=(), max_length=1000)
     round: Annotated[int, Field(ge=0)]
 
 
 class EvaluateReply(Reply):
-    """Sums over the silo's test records. Absent where the policy does not share them."""
+    """Sums over the silo's test records. Absent where the policy does not share them, and masked with secure
+    aggregation."""
 
     kind = "evaluate"
     round: Annotated[int, Field(ge=0)]
     evaluated: MetricSums | None = None
     share_metrics: bool = False
+    masked: TrainPart | None = None
     timings: Timings = Timings()
+
+
+class AgreeRequest(Request):
+    """Sign the cohort of a step."""
+
+    kind = "query.agree"
+    question: AgreeQuestion
+
+
+class AgreeReply(Reply):
+    """The signature. `num_confirmed`: how many of the other silos of the step its administrator has confirmed."""
+
+    kind = "query.agree"
+    answer: AgreeAnswer | None = None
+    num_confirmed: Amount = 0
+
+
+class UnmaskRequest(Request):
+    """Help to open the sum of a cohort that enough of its members have signed."""
+
+    kind = "query.unmask"
+    question: UnmaskQuestion
+
+
+class UnmaskReply(Reply):
+    """What opens the sum."""
+
+    kind = "query.unmask"
+    answer: UnmaskAnswer | None = None
 
 
 def layout_to_wire(layout: Layout) -> tuple[WireParameter, ...]:

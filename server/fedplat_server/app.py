@@ -65,9 +65,11 @@ def assemble(home: ServerHome, settings: Settings) -> ServerParts:
     registry, bell = Registry(), Bell()
     link = Link(on_message=bell.ring)
     road = Road(on_trouble=link.wake_runs)
-    coordinator = Coordinator(home, store, link, road, registry, on_end=lambda _run: bell.ring_all())
-    registry.on_change = link.wake_runs
     pem = authority.certificate_pem
+    coordinator = Coordinator(
+        home, store, link, road, registry, on_end=lambda _run: bell.ring_all(), ca_fingerprint=ca_fingerprint(pem)
+    )
+    registry.on_change = link.wake_runs
     identity = ServerIdentity(settings.address, ca_fingerprint(pem), public_pem(ensure_signing_key(home)))
     admin = Administration(identity, store, link, registry, coordinator)
     admin.admit_enrolled()

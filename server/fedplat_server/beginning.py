@@ -8,17 +8,23 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fedplat.home import ServerHome
+from fedplat.metrics import MetricSums
 from fedplat.params import Layout
 from fedplat.reasons import Reason
+from fedplat.secagg.roster import RunBinding
 from fedplat.spec import RunSpec
 from fedplat.wire.messages import (
+    AgreeReply,
     JoinReply,
     JoinRequest,
+    KeysReply,
+    UnmaskReply,
     WeightsReply,
     WireParameter,
     layout_from_wire,
     layout_to_wire,
 )
+from fedplat.wire.terms import Shape
 from fedplat_server.checkpoints import Checkpoint, CheckpointError, Checkpoints
 from fedplat_server.context import RunContext
 from fedplat_server.exchange import Answer, Inquiry
@@ -26,6 +32,7 @@ from fedplat_server.firstweights import init_fingerprint, save_from_file, save_f
 from fedplat_server.recruiting import Agreement, Recruiting, RunFailed, agree
 from fedplat_server.registry import Member, Registry
 from fedplat_server.road import Road
+from fedplat_server.secure import SecureRun
 from fedplat_server.staging import Staging
 from fedplat_server.store import Run, RunSiloState, Store
 from fedplat_server.strategies import make_strategy
@@ -71,6 +78,19 @@ class Office:
     stop: threading.Event
     turns: Turns
     let_go: set[str]
+    ca_fingerprint: str = ""
+
+    def keys(self) -> Inquiry[KeysReply]:
+        """Asks for masking keys."""
+        return self.inquiry(KeysReply)
+
+    def agree(self) -> Inquiry[AgreeReply]:
+        """Asks for signatures under a cohort."""
+        return self.inquiry(AgreeReply)
+
+    def unmask(self) -> Inquiry[UnmaskReply]:
+        """Asks for help to open a sum."""
+        return self.inquiry(UnmaskReply)
 
     def inquiry(self, answer: type[Answer]) -> Inquiry[Answer]:
         """A question to silos of this run."""
@@ -86,7 +106,13 @@ class Office:
 
     def join_request(self, num_silos: int) -> JoinRequest:
         """Will you take part?"""
-        return JoinRequest(run=self.run_id, spec_hash=self.spec.hash, spec=self.spec.canonical(), num_silos=num_silos)
+        return JoinRequest(
+            run=self.run_id,
+            spec_hash=self.spec.hash,
+            spec=self.spec.canonical(),
+            num_silos=num_silos,
+            parent=self.store.runs.get(self.run_id).parent_id,
+        )
 
     def note_join(self, silo: str, reply: JoinReply, refused: Reason | None) -> None:
         """Write a silo's answer down."""
@@ -124,7 +150,17 @@ class Office:
             reason=told(reason),
         )
 
-    def context(self, layout: Layout, minimum: int) -> RunContext:
+    def secure(self, layout: Layout, minimum: int, empty_sums: MetricSums | None) -> SecureRun | None:
+        """The run's secure aggregation, if it has that."""
+        if not self.spec.secure_aggregation.enabled:
+            return None
+        if empty_sums is None:
+            raise RunFailed("the silos do not say what their metric sums look like, which masking them takes")
+        binding = RunBinding(ca_fingerprint=self.ca_fingerprint, run=self.run_id, spec_hash=self.spec.hash)
+        shape = Shape(layout.fingerprint, layout.size, empty_sums)
+        return SecureRun(binding, self.spec, self.store, self, shape, minimum)
+
+    def context(self, layout: Layout, minimum: int, empty_sums: MetricSums | None = None) -> RunContext:
         """The rounds' surroundings."""
         return RunContext(
             self.run_id,
@@ -136,6 +172,7 @@ class Office:
             Checkpoints(self.home.checkpoints(self.run_id), self.spec.hash),
             Staging(self.home.staging(self.run_id)),
             self.road,
+            self.secure(layout, minimum, empty_sums),
         )
 
 
@@ -144,7 +181,7 @@ def begin(office: Office, run: Run, waiting: Waiting) -> Start:
     checkpoint in its folder, and takes weights and strategy state from it."""
     inherited = _inherited(office, run)
     minimum, agreement = _recruit(office, run, inherited, waiting)
-    context = office.context(agreement.layout, minimum)
+    context = office.context(agreement.layout, minimum, agreement.empty_sums)
     model = inherited or _initial(office, context, agreement)
     office.store.runs.set_layout(
         run_id=office.run_id,
@@ -152,6 +189,7 @@ def begin(office: Office, run: Run, waiting: Waiting) -> Start:
             "parameters": [p.model_dump(mode="json") for p in layout_to_wire(agreement.layout)],
             "fingerprint": agreement.layout.fingerprint,
             "minimum": minimum,
+            "empty_sums": agreement.empty_sums.model_dump(mode="json") if agreement.empty_sums else None,
         },
         weights_path=str(model.path),
         weights_sha256=model.sha256,
@@ -165,7 +203,9 @@ def resume(office: Office, run: Run) -> Start:
     parameters = kept["parameters"]
     assert isinstance(parameters, list)
     layout = layout_from_wire(tuple(WireParameter.model_validate(p) for p in parameters))
-    context = office.context(layout, int(str(kept["minimum"])))
+    sums = kept.get("empty_sums")
+    empty_sums = None if sums is None else MetricSums.model_validate(sums)
+    context = office.context(layout, int(str(kept["minimum"])), empty_sums)
     context.checkpoints.discard_after(run.rounds_committed)
     try:
         checkpoint = context.checkpoints.load(run.rounds_committed)

@@ -3,18 +3,27 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from fedplat.errors import LayoutError, WireError
+from fedplat.secagg.errors import RefusedError
+from fedplat.secagg.figures import Figures
+from fedplat.secagg.messages import TrainPart
+from fedplat.secagg.server import ServerStep
 from fedplat.wire.messages import EvaluateReply, EvaluateRequest
+from fedplat_server.aggregation.masked import WORD_BYTES, sum_of
 from fedplat_server.checkpoints import Checkpoint
-from fedplat_server.context import RunContext
+from fedplat_server.context import RoundLost, RunContext
 from fedplat_server.exchange import Inquiry
-from fedplat_server.figures import evaluation, note_left_out, note_tests
-from fedplat_server.outgoing import outgoing
-from fedplat_server.recruiting import RunFailed
+from fedplat_server.figures import evaluation, masked_evaluations, note_left_out, note_tests
+from fedplat_server.opening import Opening, fix_cohort, named_uploads
+from fedplat_server.outgoing import digest_of, outgoing
+from fedplat_server.recruiting import RunFailed, RunPaused
 from fedplat_server.registry import Member
+from fedplat_server.secure import SecureRun
 from fedplat_server.store import Split
+
+MAX_ATTEMPTS = 2
 
 
 def closing_evaluation(
@@ -22,7 +31,8 @@ def closing_evaluation(
 ) -> None:
     """Measure the last weights and write it down. RunFailed if the silos' figures make no sense."""
     number = model.manifest.round
-    replies = _ask(context, model, members, inquiry)
+    question = EvaluateRequest(run=context.run_id, spec_hash=context.spec.hash, round=number)
+    replies = {silo: reply for silo, (reply, _) in _ask(context, model, members, question, inquiry).items()}
     shared = [(silo, s) for silo in sorted(replies) if (s := replies[silo].evaluated) is not None]
     try:
         if shared:
@@ -34,20 +44,91 @@ def closing_evaluation(
     note_tests(context, number, [(silo, s) for silo, s in shared if replies[silo].share_metrics])
 
 
+def masked_evaluation(
+    context: RunContext,
+    secure: SecureRun,
+    model: Checkpoint,
+    members: Sequence[Member],
+    make_inquiry: Callable[[], Inquiry[EvaluateReply]],
+) -> None:
+    """The same with secure aggregation, a step of its own. Without enough silos the last weights stay unmeasured, and
+    an event says why."""
+    number = model.manifest.round
+    for attempt in range(1, MAX_ATTEMPTS + 1):
+        try:
+            with make_inquiry() as inquiry:
+                found, cohort = _masked_figures(context, secure, model, members, inquiry)
+            for one in masked_evaluations(found, number + 1, cohort):
+                context.store.rounds.record_evaluation(run_id=context.run_id, evaluation=one)
+            return
+        except (RoundLost, RunPaused, RefusedError, WireError) as error:
+            detail = {"round": number, "attempt": attempt, "why": str(error)}
+            note = context.store.events.append
+            note(kind="evaluation.failed", actor="server", run_id=context.run_id, detail=detail)
+
+
+def _masked_figures(
+    context: RunContext,
+    secure: SecureRun,
+    model: Checkpoint,
+    members: Sequence[Member],
+    inquiry: Inquiry[EvaluateReply],
+) -> tuple[Figures, tuple[str, ...]]:
+    """The figures of all silos together, and whose they are."""
+    epoch, roster = secure.silos_for(model.manifest.round, members)
+    members = [m for m in members if m.name in roster]
+    question = EvaluateRequest(
+        run=context.run_id,
+        spec_hash=context.spec.hash,
+        round=model.manifest.round,
+        step=context.store.secure.next_step(context.run_id),
+        roster=roster,
+        masking=epoch.masking(),
+    )
+    opened = secure.open_step(question, digest_of(context, model), model.manifest.round)
+    size_bytes = opened.terms.vector.length * WORD_BYTES
+    given = {
+        silo: (reply.masked, parcel)
+        for silo, (reply, parcel) in _ask(context, model, members, question, inquiry).items()
+        if reply.masked is not None and len(parcel) == size_bytes
+    }
+    parts = {silo: part for silo, (part, _) in given.items() if _is_complete(opened, silo, part)}
+    for silo in opened.left_out(parts):
+        del parts[silo]
+    cohort = fix_cohort(secure, opened, parts)
+    note, run, step = context.store.secure, context.run_id, question.step
+    note.fix_cohort(run_id=run, step=step, cohort=named_uploads(cohort))
+    found = Opening(secure, opened, parts, cohort, members).run()
+    note.note(run_id=run, step=step, **found.notes)
+    total = sum_of([given[silo][1] for silo in found.cohort], found.streams)
+    return secure.figures.decode(total, len(found.cohort)), found.cohort
+
+
+def _is_complete(opened: ServerStep, silo: str, part: TrainPart) -> bool:
+    try:
+        opened.check_upload(silo, part)
+    except RefusedError:
+        return False
+    return True
+
+
 def _ask(
-    context: RunContext, model: Checkpoint, members: Sequence[Member], inquiry: Inquiry[EvaluateReply]
-) -> dict[str, EvaluateReply]:
-    """The answers that come before the timeout, or later by a line that moves."""
-    number, spec_hash = model.manifest.round, context.spec.hash
+    context: RunContext,
+    model: Checkpoint,
+    members: Sequence[Member],
+    question: EvaluateRequest,
+    inquiry: Inquiry[EvaluateReply],
+) -> dict[str, tuple[EvaluateReply, bytes]]:
+    """The answers that come before the timeout, or later by a line that moves, each with its buffer."""
     begun_s = time.monotonic()
-    replies: dict[str, EvaluateReply] = {}
+    replies: dict[str, tuple[EvaluateReply, bytes]] = {}
     context.staging.clear()  # a killed server may have left weights, whole or not
     try:
         weights = outgoing(context, model, members)
-        question = EvaluateRequest(run=context.run_id, spec_hash=spec_hash, round=number, buffer=weights.ref)
-        inquiry.ask(members, question, weights.inline)
+        inquiry.ask(members, question.model_copy(update={"buffer": weights.ref}), weights.inline)
         while _is_due(context, inquiry.waiting_for, begun_s):
-            replies |= {g.silo: g.parcel.body for g in inquiry.answers(1.0) if g.failed is None}
+            given = [g for g in inquiry.answers(1.0) if g.failed is None]
+            replies |= {g.silo: (g.parcel.body, g.parcel.buffer) for g in given}
     finally:
         context.road.close(context.run_id)
         context.staging.clear()

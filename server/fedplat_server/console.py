@@ -116,8 +116,31 @@ def run_text(run: View) -> str:
     lines = [f"run {run['id']}: {run['state']}" + (f" ({run['reason']})" if run["reason"] else "")]
     lines += [f"  spec {run['spec_hash']}", f"  rounds {run['rounds_committed']} of {run['rounds_planned']}", ""]
     lines.append(_table(map(_silo_row, run["silos"]), ("silo", "state", "examples", "note")))
-    lines += ["", *round_lines(run)]
+    lines += ["", *round_lines(run), *_secure_lines(run["secure_steps"])]
     return "\n".join(lines)
+
+
+def _secure_lines(steps: list[View]) -> list[str]:
+    """How the sum of each masked step was opened."""
+    if not steps:
+        return []
+    head = ("round", "in the sum", "dropped", "opened by", "may collude", "confirmed", "mask s", "agree s", "unmask s")
+    rows = _table(map(_secure_row, steps), head)
+    return ["", "secure aggregation: the server sees sums, and no single update", rows]
+
+
+def _secure_row(step: View) -> Sequence[object]:
+    silos, cohort = step["silos"], step["cohort"]
+    seconds = (step[f"seconds_{phase}"] for phase in ("masking", "agreeing", "unmasking"))
+    return (
+        "closing" if step["closing"] else step["round_number"],
+        "not opened" if cohort is None else f"{len(cohort)} of {len(silos)} silos",
+        ", ".join(step["dropped"] or ()) or "-",
+        f"{step['threshold']} of them",
+        step["colluders_tolerated"],
+        "-" if step["num_confirmed"] is None else f"{step['num_confirmed']} of {len(silos) - 1} peers",
+        *("-" if value is None else f"{value:.2f}" for value in seconds),
+    )
 
 
 def _silo_row(silo: View) -> Sequence[object]:

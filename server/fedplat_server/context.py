@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from fedplat.params import Layout
 from fedplat.spec import RunSpec
@@ -12,6 +13,9 @@ from fedplat_server.road import Road
 from fedplat_server.staging import Staging
 from fedplat_server.store import Store
 from fedplat_server.strategies import RunStrategy
+
+if TYPE_CHECKING:
+    from fedplat_server.secure import Epoch, SecureRun
 
 
 @dataclass(frozen=True)
@@ -27,26 +31,38 @@ class RunContext:
     checkpoints: Checkpoints
     staging: Staging
     road: Road
+    secure: SecureRun | None = None
 
     @property
-    def buffer_bytes(self) -> int:
-        """The length of weights and updates as they travel."""
+    def weights_bytes(self) -> int:
+        """The length of weights as they travel, and of initial ones."""
         return self.layout.size * self.spec.transport.precision.item_bytes
 
     @property
-    def by_road(self) -> bool:
-        """Whether they are too large for a message."""
-        return self.buffer_bytes > INLINE_BYTES
+    def upload_bytes(self) -> int:
+        """The length of an update as it travels."""
+        return self.weights_bytes if self.secure is None else self.secure.upload_bytes
+
+    @property
+    def weights_by_road(self) -> bool:
+        """Whether weights are too large for a message."""
+        return self.weights_bytes > INLINE_BYTES
+
+    def smallest_cohort(self, num_silos: int) -> int:
+        """The fewest updates that a round of so many silos ends with."""
+        return self.minimum if self.secure is None else self.secure.smallest_cohort(num_silos)
 
 
 @dataclass(frozen=True)
 class RoundTask:
-    """One step at a round: the model that it begins with, and the silos that are asked, by name."""
+    """One step at a round: the model that it begins with, and the silos that are asked, by name; with secure
+    aggregation, the epoch by whose keys they mask."""
 
     number: int
     step: int
     model: Checkpoint
     roster: tuple[str, ...]
+    epoch: Epoch | None = None
 
 
 class RoundLost(Exception):

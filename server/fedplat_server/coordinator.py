@@ -43,6 +43,7 @@ class Coordinator:
     road: Road
     registry: Registry
     on_end: Callable[[str], None]
+    ca_fingerprint: str = ""
     _running: dict[str, _Running] = field(default_factory=dict)
     _held: set[str] = field(default_factory=set)
     _turns: Turns = field(default_factory=Turns)
@@ -129,7 +130,7 @@ class Coordinator:
 
     def _start(self, run: Run, spec: RunSpec) -> None:
         parts = (self.home, self.store, self.link, self.road, self.registry, self._turns)
-        driver = RunDriver(run.id, spec, *parts, self._continue_as_child)
+        driver = RunDriver(run.id, spec, *parts, self._continue_as_child, self.ca_fingerprint)
         thread = threading.Thread(target=self._drive, args=(driver,), name=f"run-{run.id}", daemon=True)
         with self._lock:
             self._running[run.id] = _Running(driver, thread)

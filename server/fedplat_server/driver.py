@@ -20,12 +20,12 @@ from fedplat.spec import RunSpec
 from fedplat.wire.messages import EvaluateReply, TrainReply
 from fedplat_server.beginning import CheckpointLost, Office, Start, begin, resume
 from fedplat_server.checkpoints import Checkpoint, CheckpointError
-from fedplat_server.closing import closing_evaluation
-from fedplat_server.context import RoundLost, RoundTask
+from fedplat_server.closing import closing_evaluation, masked_evaluation
+from fedplat_server.context import RoundLost, RoundTask, RunContext
 from fedplat_server.exchange import RunStopped
 from fedplat_server.membership import Membership
 from fedplat_server.recruiting import RunPaused
-from fedplat_server.registry import Registry
+from fedplat_server.registry import Member, Registry
 from fedplat_server.road import Road
 from fedplat_server.rounds import run_round
 from fedplat_server.stopping import StopReason, find_reason, is_better
@@ -72,6 +72,7 @@ class RunDriver:
         registry: Registry,
         turns: Turns,
         continue_as_child: Callable[[str, int], str],
+        ca_fingerprint: str = "",
     ) -> None:
         self.run_id = run_id
         self.live = RunLive()
@@ -83,6 +84,7 @@ class RunDriver:
         self._registry = registry
         self._turns = turns
         self._continue_as_child = continue_as_child
+        self._ca_fingerprint = ca_fingerprint
         self._stop = threading.Event()
         self.asked_to: RunState | None = None
         self._membership: Membership | None = None
@@ -134,6 +136,7 @@ class RunDriver:
             stop=self._stop,
             turns=self._turns,
             let_go=self._let_go,
+            ca_fingerprint=self._ca_fingerprint,
         )
         lost: Counter[int] = Counter()
         outages: Counter[int] = Counter()
@@ -231,14 +234,24 @@ class RunDriver:
             if (reason := self._reason_to_stop(start)) is not None:
                 return model, reason
             number += 1
-            task = self._open_task(number, model, start.context.minimum)
-            members = membership.next_round() if task is None else office.members(task.roster)
-            self._set_state(RunState.RUNNING)
-            task = task or RoundTask(number, self._next_step(), model, tuple(m.name for m in members))
+            task = self._open_task(number, model, start.context)
+            if task is None:
+                members = membership.next_round()
+                self._set_state(RunState.RUNNING)
+                task = self._new_task(number, model, start.context, members)
+            else:
+                self._set_state(RunState.RUNNING)
             model = self._round(office, start, membership, task)
         return model, None
 
-    def _open_task(self, number: int, model: Checkpoint, minimum: int) -> RoundTask | None:
+    def _new_task(self, number: int, model: Checkpoint, context: RunContext, members: Sequence[Member]) -> RoundTask:
+        """A step that no silo has seen, with everybody who is there; masked ones of those whose keys are known."""
+        names, epoch = tuple(m.name for m in members), None
+        if context.secure is not None:
+            epoch, names = context.secure.silos_for(number - 1, members)
+        return RoundTask(number, self._store.secure.next_step(self.run_id), model, names, epoch)
+
+    def _open_task(self, number: int, model: Checkpoint, context: RunContext) -> RoundTask | None:
         """The step of this round that was begun and interrupted, to be finished with the same roster, less the silos
         that have failed in it already: their round is lost, and they are not asked twice, unless too few are left."""
         rows = [row for row in self._store.rounds.list(self.run_id) if row.number == number]
@@ -247,16 +260,18 @@ class RunDriver:
         out = (SiloRoundState.FAILED, SiloRoundState.MISSED)
         parts = self._store.rounds.silo_rounds(self.run_id, number)
         roster = tuple(part.silo_name for part in parts if part.state not in out)
-        if rows[0].state is RoundState.TRAINING and len(roster) < minimum:
+        epoch = None
+        if context.secure is not None:
+            # Masks are those of all silos that were asked, also where one of them has failed.
+            epoch, begun = context.secure.newest(), self._store.secure.step(self.run_id, rows[0].step)
+            roster = tuple(part.silo_name for part in parts) if begun is None else tuple(begun.silos)
+        elif rows[0].state is RoundState.TRAINING and len(roster) < context.minimum:
             self._abandon_open_round("too few of its silos are left")
             return None
-        return RoundTask(number, rows[0].step, model, roster)
-
-    def _next_step(self) -> int:
-        return max((row.step for row in self._store.rounds.list(self.run_id)), default=0) + 1
+        return RoundTask(number, rows[0].step, model, roster, epoch)
 
     def _round(self, office: Office, start: Start, membership: Membership, task: RoundTask) -> Checkpoint:
-        since, minimum = time.monotonic(), start.context.minimum
+        since, minimum = time.monotonic(), start.context.smallest_cohort(len(task.roster))
 
         def waiting(missing: Sequence[str], have: int) -> None:
             self._watch("training", task.number, missing, have, minimum, since)
@@ -309,8 +324,13 @@ class RunDriver:
         number = model.manifest.round
         members = membership.present()
         self._watch("closing evaluation", number, [m.name for m in members], 0, 0, time.monotonic())
-        with office.inquiry(EvaluateReply) as inquiry:
-            closing_evaluation(start.context, model, members, inquiry)
+        if start.context.secure is not None:
+            masked_evaluation(
+                start.context, start.context.secure, model, members, lambda: office.inquiry(EvaluateReply)
+            )
+        else:
+            with office.inquiry(EvaluateReply) as inquiry:
+                closing_evaluation(start.context, model, members, inquiry)
         self._prune(start)
 
     # -- helpers ----------------------------------------------------------------------------------------------------

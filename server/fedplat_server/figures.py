@@ -8,24 +8,42 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from fedplat.metrics import MetricSums, add_sums, summarise
 from fedplat.reasons import Code, Reason
+from fedplat.secagg.figures import Figures
 from fedplat.wire.messages import Timings, TrainReply
 from fedplat_server.context import RunContext
 from fedplat_server.staging import Staged
+from fedplat_server.stepping import Stepped
 from fedplat_server.stopping import kl_divergence
 from fedplat_server.store import Evaluation, SiloRoundFields, Split
 from fedplat_server.transitions import SiloRoundState
 from fedplat_server.uploads import Uploads, absent
 
 
-def evaluations(parts: Sequence[TrainReply], number: int, divergence: float | None) -> Iterator[Evaluation]:
+def evaluations(parts: Sequence[TrainReply], number: int, stepped: Stepped) -> Iterator[Evaluation]:
     """Of the weights that the silos received, and of their training in this round."""
+    if stepped.figures is not None:
+        yield from masked_evaluations(stepped.figures, number, stepped.cohort, stepped.divergence)
+        return
     tested = [(p.silo, p.evaluated) for p in parts if p.evaluated is not None]
     if tested:
         shown = [p.evaluated for p in parts if p.evaluated is not None and p.share_metrics]
         yield evaluation(tested, number - 1, Split.TEST, {"kl_divergence": kl_divergence(shown)})
     trained = [(p.silo, p.trained) for p in parts if p.trained is not None]
     if trained:
-        yield evaluation(trained, number, Split.TRAIN, {"divergence": divergence})
+        yield evaluation(trained, number, Split.TRAIN, {"divergence": stepped.divergence})
+
+
+def masked_evaluations(
+    figures: Figures, number: int, cohort: Sequence[str], divergence: float | None = None
+) -> Iterator[Evaluation]:
+    """The same from the figures of all silos together; if not all have given theirs, nobody knows who."""
+    for split, round_number, sums, num_silos, further in (
+        (Split.TEST, number - 1, figures.evaluated, figures.num_evaluated, {}),
+        (Split.TRAIN, number, figures.trained, figures.num_trained, {"divergence": divergence}),
+    ):
+        if sums is not None:
+            silos = list(cohort) if num_silos == len(cohort) else []
+            yield _evaluation(sums, round_number, split, silos, num_silos, further)
 
 
 def evaluation(
@@ -38,12 +56,24 @@ def evaluation(
     hostile one) is not among `silos`."""
     usual = Counter(s.shape for _, s in sums).most_common(1)[0][0]
     sums = [(silo, s) for silo, s in sums if s.shape == usual]
-    total = add_sums(s for _, s in sums)
-    figures = summarise(total) | {k: v for k, v in (further or {}).items() if v is not None}
+    silos = [silo for silo, _ in sums]
+    return _evaluation(add_sums(s for _, s in sums), round_number, split, silos, len(silos), further or {})
+
+
+def _evaluation(
+    total: MetricSums,
+    round_number: int,
+    split: Split,
+    silos: list[str],
+    num_silos: int,
+    further: Mapping[str, float | None],
+) -> Evaluation:
+    figures = summarise(total) | {k: v for k, v in further.items() if v is not None}
     return Evaluation(
         round_number=round_number,
         split=split,
-        silos=[silo for silo, _ in sums],
+        silos=silos,
+        num_silos=num_silos,
         num_examples=total.num_examples,
         loss=figures.pop("loss", None),
         metrics=figures,
@@ -82,7 +112,7 @@ def _silo_round(context: RunContext, staged: Staged) -> SiloRoundFields:
     fields = timings_to_fields(body.timings)
     fields["num_examples"] = body.num_examples
     fields["bytes_up"] = staged.update.size_bytes
-    fields["bytes_down"] = context.buffer_bytes
+    fields["bytes_down"] = context.weights_bytes
     if body.share_metrics and body.trained is not None:
         fields["metrics"] = {f"train_{k}": v for k, v in summarise(body.trained).items()}
     return fields

@@ -79,7 +79,7 @@ def save_from_silo(inquiry: Inquiry[WeightsReply], context: RunContext, members:
 
 def _ask(inquiry: Inquiry[WeightsReply], context: RunContext, member: Member) -> Given[WeightsReply] | None:
     """The answer of one silo; None if it does not come in time, or in time by a line that moves."""
-    expect_upload(context, _STEP, member.name)
+    expect_upload(context, _STEP, member.name, context.weights_bytes)
     inquiry.ask([member], WeightsRequest(run=context.run_id, spec_hash=context.spec.hash))
     silo, begun_s, timeout_s = member.name, time.monotonic(), context.spec.rounds.timeout_s
     while silo in inquiry.waiting_for:
@@ -96,7 +96,7 @@ def _blocks(context: RunContext, given: Given[WeightsReply]) -> Iterator[Vector]
     """The weights that came, in the message or by the road; None if they are not what was asked for."""
     ref, precision = given.parcel.body.buffer, context.spec.transport.precision
     if ref is None:
-        if len(given.parcel.buffer) != context.buffer_bytes:
+        if len(given.parcel.buffer) != context.weights_bytes:
             return None
         return iter((to_vector(given.parcel.buffer, precision),))
     if given.parcel.buffer or not context.road.accept(context.run_id, _STEP, given.silo, ref):

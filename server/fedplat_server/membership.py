@@ -154,4 +154,7 @@ class Membership:
             return Reason.of(Code.TASK_VERSION, task=self._office.spec.task.name)
         if known.get("frozen_hash", reply.frozen_hash) != reply.frozen_hash:
             return Reason.of(Code.FROZEN_DIFFERS)
+        secure = self._start.context.secure
+        if secure is not None and reply.empty_sums != secure.shape.empty_sums:
+            return Reason.of(Code.TASK_VERSION, task=self._office.spec.task.name)
         return None

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from fedplat.errors import FedplatError, LayoutError
+from fedplat.metrics import MetricSums
 from fedplat.params import Layout
 from fedplat.reasons import LATER, Code, Reason
 from fedplat.spec import RunSpec
@@ -54,7 +55,9 @@ class Answers:
 
     def minimum(self, spec: RunSpec) -> int:
         """Of several minimums the largest holds."""
-        return max([spec.silos.minimum, *(r.min_cohort for r in self.accepted.values())])
+        secure = spec.secure_aggregation
+        least = max(spec.silos.minimum, secure.min_cohort) if secure.enabled else spec.silos.minimum
+        return max([least, *(r.min_cohort for r in self.accepted.values())])
 
     def refusals(self) -> str:
         """In one line."""
@@ -155,11 +158,13 @@ class Recruiting:
 
 @dataclass(frozen=True)
 class Agreement:
-    """The model that the silos agree on, and who does not."""
+    """The model that the silos agree on, and who does not. `empty_sums`: its task's metric sums over no records, if
+    they are to be masked."""
 
     layout: Layout
     members: tuple[str, ...]
     excluded: Mapping[str, Reason]
+    empty_sums: MetricSums | None = None
 
 
 def agree(spec: RunSpec, accepted: Mapping[str, JoinReply], init_layout: str | None = None) -> Agreement:
@@ -178,6 +183,7 @@ def agree(spec: RunSpec, accepted: Mapping[str, JoinReply], init_layout: str | N
             Reason.of(Code.LAYOUT_DIFFERS),
         ),
         ("frozen parameters", lambda s: accepted[s].frozen_hash, None, Reason.of(Code.FROZEN_DIFFERS)),
+        ("metric sums", lambda s: repr(accepted[s].empty_sums), None, Reason.of(Code.TASK_VERSION, task=task)),
     ]
     for what, value_of, pinned, reason in checks:
         values = {silo: value_of(silo) for silo in left}
@@ -188,7 +194,7 @@ def agree(spec: RunSpec, accepted: Mapping[str, JoinReply], init_layout: str | N
     if not left:
         raise RunFailed("no silo has the model that the run asks for: " + ", ".join(sorted(excluded)))
     members = tuple(sorted(left))
-    return Agreement(layouts[members[0]], members, excluded)
+    return Agreement(layouts[members[0]], members, excluded, accepted[members[0]].empty_sums)
 
 
 def _most_common(values: Mapping[str, str], what: str) -> str:

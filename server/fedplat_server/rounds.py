@@ -12,20 +12,20 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
-from fedplat.reasons import PASSING, Code, Reason
+from fedplat.reasons import Code, Reason
 from fedplat.wire.messages import TrainReply, TrainRequest
 from fedplat_server.aggregation import UpdateError
 from fedplat_server.checkpoints import Checkpoint
 from fedplat_server.context import RoundTask, RunContext
 from fedplat_server.exchange import Attendance, Inquiry
 from fedplat_server.figures import evaluations, note_left_out, note_tests, silo_rounds
+from fedplat_server.maskedround import MaskedRound
 from fedplat_server.outgoing import expect_upload, outgoing
-from fedplat_server.recruiting import RunFailed, RunPaused
 from fedplat_server.registry import Member
-from fedplat_server.stepping import Stepped, UpdateTooLarge, step, step_again
-from fedplat_server.store import RunSiloState, Split
+from fedplat_server.stepping import Stepped, UpdateTooLarge, plain_mean, step, step_again
+from fedplat_server.store import Split
 from fedplat_server.transitions import RoundState
-from fedplat_server.uploads import Uploads, named
+from fedplat_server.uploads import Uploads
 
 Waiting = Callable[[Sequence[str], int], None]
 
@@ -51,10 +51,13 @@ def run_round(
     if no more can; `waiting` hears whom the round waits for."""
     row = context.store.rounds.open(run_id=context.run_id, number=task.number, step=task.step, roster=task.roster)
     uploads = Uploads.staged(context, task)
+    collecting = _Collecting(context, task, uploads, inquiry, attendance, waiting)
     try:
-        if row.state is RoundState.TRAINING:
-            waited_s = _Collecting(context, task, uploads, inquiry, attendance, waiting).run(members)
-            stepped = _step(context, task, uploads, waited_s)
+        if context.secure is not None:
+            masked = MaskedRound(context, context.secure, task, uploads, _question(context, task))
+            stepped = masked.step(lambda: collecting.run(members), members)
+        elif row.state is RoundState.TRAINING:
+            stepped = _step(context, task, uploads, collecting.run(members))
         else:
             stepped = step_again(context, task, row.cohort, uploads)
     finally:
@@ -85,7 +88,8 @@ class _Collecting:
             self.uploads.note(silo)
         for silo in {*self.task.roster} - {m.name for m in members} - self.uploads.updates.keys():
             self.uploads.fail(silo, Reason.of(Code.REVOKED))
-        self._ask([m for m in members if m.name not in self.uploads.updates])
+        settled = self.uploads.updates.keys() | self.uploads.failed.keys()
+        self._ask([m for m in members if m.name not in settled])
         begun_s = time.monotonic()
         while not self._is_done(begun_s):
             self.context.road.check(self.context.run_id)
@@ -101,7 +105,7 @@ class _Collecting:
             return
         weights = outgoing(self.context, self.task.model, members)
         for member in members:
-            expect_upload(self.context, self.task.step, member.name)
+            expect_upload(self.context, self.task.step, member.name, self.context.upload_bytes)
         question = _question(self.context, self.task).model_copy(update={"buffer": weights.ref})
         self.inquiry.ask(members, question, weights.inline)
 
@@ -119,7 +123,7 @@ class _Collecting:
                 self.attendance.lost(given.silo, self.uploads.away[given.silo])
 
     def _is_done(self, begun_s: float) -> bool:
-        have, minimum = len(self.uploads.updates), self.context.minimum
+        have, minimum = len(self.uploads.updates), self.uploads.minimum
         enough = have >= minimum
         open_silos = self.inquiry.waiting_for if enough else (*self.inquiry.waiting_for, *self.uploads.away)
         if not open_silos or have + len(open_silos) < minimum:
@@ -139,6 +143,7 @@ def _question(context: RunContext, task: RoundTask) -> TrainRequest:
         step=task.step,
         roster=task.roster,
         evaluate=(task.number - 1) % context.spec.evaluation.every == 0,
+        masking=None if task.epoch is None else task.epoch.masking(),
         proximal_mu=float(str(config.get("proximal-mu", 0.0))),
     )
 
@@ -147,34 +152,19 @@ def _step(context: RunContext, task: RoundTask, uploads: Uploads, waited_s: floa
     """The step with whatever can be used. An update that is not finite, or too large, costs that silo its round, not
     the run. RunPaused or RunFailed if the minimum is not there."""
     while True:
-        _check_enough(context, task, uploads, waited_s)
+        uploads.check_enough(waited_s)
+        cohort = uploads.cohort()
         try:
-            return step(context, task, uploads.cohort(), uploads)
+            return step(context, task, cohort, plain_mean(context, cohort, uploads))
         except UpdateError as error:
             code = Code.UPDATE_TOO_LARGE if isinstance(error, UpdateTooLarge) else Code.UPDATE_NOT_FINITE
             uploads.fail(error.silo, Reason.of(code))
 
 
-def _check_enough(context: RunContext, task: RoundTask, uploads: Uploads, waited_s: float) -> None:
-    """RunPaused or RunFailed if the minimum is not there."""
-    have = len(uploads.updates)
-    if have >= context.minimum:
-        return
-    absent = uploads.away | uploads.failed
-    late = waited_s >= context.spec.rounds.timeout_s
-    why = named(absent, [s for s in uploads.missing() if s not in absent] if late else ())
-    text = f"round {task.number} has updates of {have} of at least {context.minimum} silos after {waited_s:.0f} s"
-    for_good = {silo for silo, reason in absent.items() if reason.code not in PASSING}
-    away = {s.silo_name for s in context.store.runs.silos(context.run_id) if s.state is RunSiloState.AWAY}
-    if len({*task.roster} - for_good | away) < context.minimum:
-        raise RunFailed(f"{text} ({why})")
-    raise RunPaused(f"{text} ({why})", "too_few_silos")
-
-
 def _commit(context: RunContext, task: RoundTask, uploads: Uploads, stepped: Stepped, seconds: float) -> None:
     """One transaction, then what is nice to know."""
     parts = [uploads.updates[silo].reply for silo in stepped.cohort]
-    found = [*evaluations(parts, task.number, stepped.divergence)]
+    found = [*evaluations(parts, task.number, stepped)]
     context.store.rounds.commit(
         run_id=context.run_id,
         number=task.number,

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from fedplat_server.aggregation import Update, UpdateError, WeightedMean
+from fedplat.secagg.figures import Figures
+from fedplat_server.aggregation import MaskedMean, Update, UpdateError, WeightedMean
 from fedplat_server.checkpoints import Checkpoint
 from fedplat_server.context import RoundLost, RoundTask, RunContext
+from fedplat_server.recruiting import RunPaused
 from fedplat_server.strategies import NotFiniteError
 from fedplat_server.uploads import Uploads
 from fedplat_server.vectors import StoredVector, ahead
@@ -21,18 +23,25 @@ class Stepped:
     model: Checkpoint
     norm: float
     divergence: float | None
+    figures: Figures | None = None
+    """Of all silos together, if they came masked."""
 
 
 class UpdateTooLarge(UpdateError):
     """The largest update of a mean that is above the spec's limit."""
 
 
-def step(context: RunContext, task: RoundTask, cohort: tuple[str, ...], uploads: Uploads) -> Stepped:
-    """The cohort is written down before anything that follows from it is there. UpdateError names the silo whose
-    update is not finite, or the largest of a mean that is too large."""
-    model, precision = task.model, context.spec.transport.precision
+def plain_mean(context: RunContext, cohort: Sequence[str], uploads: Uploads) -> WeightedMean:
+    """The mean of updates as they are."""
+    precision = context.spec.transport.precision
     staged = [uploads.updates[silo] for silo in cohort]
-    mean = WeightedMean([Update(s.reply.silo, s.reply.weight, StoredVector(s.update, precision)) for s in staged])
+    return WeightedMean([Update(s.reply.silo, s.reply.weight, StoredVector(s.update, precision)) for s in staged])
+
+
+def step(context: RunContext, task: RoundTask, cohort: tuple[str, ...], mean: WeightedMean | MaskedMean) -> Stepped:
+    """The cohort is written down before anything that follows from it is there. UpdateError names the silo whose
+    update is not finite, or the largest of a mean that is too large; RunPaused if it is too large and masked."""
+    model = task.model
     with context.checkpoints.write(task.number, context.layout) as writer:
         blocks = ahead(mean.blocks())
         try:
@@ -47,18 +56,22 @@ def step(context: RunContext, task: RoundTask, cohort: tuple[str, ...], uploads:
             raise
         _check_norm(context, cohort, mean)
         context.store.rounds.fix_cohort(run_id=context.run_id, number=task.number, cohort=cohort)
-        return Stepped(cohort, writer.commit(), mean.norm, mean.divergence)
+        figures = mean.figures if isinstance(mean, MaskedMean) else None
+        return Stepped(cohort, writer.commit(), mean.norm, mean.divergence, figures)
 
 
 def step_again(context: RunContext, task: RoundTask, cohort: Sequence[str], uploads: Uploads) -> Stepped:
     """The step with a cohort that was fixed before the server was restarted. RoundLost if an upload is gone."""
     if gone := [silo for silo in cohort if silo not in uploads.updates]:
         raise RoundLost(f"the staged updates of {', '.join(gone)} are missing or damaged")
-    return step(context, task, tuple(cohort), uploads)
+    return step(context, task, tuple(cohort), plain_mean(context, cohort, uploads))
 
 
-def _check_norm(context: RunContext, cohort: tuple[str, ...], mean: WeightedMean) -> None:
+def _check_norm(context: RunContext, cohort: tuple[str, ...], mean: WeightedMean | MaskedMean) -> None:
     limit = context.spec.stop.max_update_norm
     if limit is not None and mean.norm > limit:
+        if isinstance(mean, MaskedMean):
+            text = f"the mean update's norm is {mean.norm:.3g}, above [stop] max_update_norm ({limit:g}), and masked"
+            raise RunPaused(f"{text}: whose update it is cannot be seen", "update_too_large")
         largest = max(zip(mean.weighted_norms, cohort, strict=True))[1]
         raise UpdateTooLarge(largest, f"makes the mean's norm {mean.norm:.3g}")

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from fedplat.reasons import LATER, Code, Reason
+from fedplat.reasons import LATER, PASSING, Code, Reason
+from fedplat.secagg.messages import TrainPart
 from fedplat.wire.messages import TrainReply
-from fedplat_server.context import RoundTask, RunContext
+from fedplat_server.context import RoundLost, RoundTask, RunContext
 from fedplat_server.exchange import Given
+from fedplat_server.recruiting import RunFailed, RunPaused
 from fedplat_server.staging import Staged
-from fedplat_server.store import SiloRoundFields
+from fedplat_server.store import RunSiloState, SiloRoundFields
 from fedplat_server.transitions import SiloRoundState
 
 
@@ -30,9 +32,12 @@ class Uploads:
         uploads = cls(context, task)
         for silo in task.roster:
             staged = context.staging.get(silo, task.number, task.step)
-            if staged is not None and staged.update.size_bytes == context.buffer_bytes:
+            if staged is not None and staged.update.size_bytes == context.upload_bytes:
                 uploads.updates[silo] = staged
         context.staging.keep_only(uploads.updates.keys(), coming=set(task.roster))
+        for part in context.store.rounds.silo_rounds(context.run_id, task.number):
+            if part.state is SiloRoundState.FAILED and part.silo_name in task.roster and part.reason_code:
+                uploads.failed[part.silo_name] = Reason(code=Code(part.reason_code), words=_words(part.reason))
         return uploads
 
     def take(self, given: Given[TrainReply]) -> None:
@@ -45,6 +50,8 @@ class Uploads:
             self.away[given.silo] = reason
         else:
             self.fail(given.silo, reason)
+        if reason is not None and reason.code is Code.MASKING_STATE and self.context.secure is not None:
+            self.context.secure.is_stale = True
 
     def fail(self, silo: str, reason: Reason) -> None:
         """This round is lost for a silo."""
@@ -61,6 +68,34 @@ class Uploads:
             run_id=self.context.run_id, number=self.task.number, silo_name=silo, **fields
         )
 
+    @property
+    def parts(self) -> dict[str, TrainPart]:
+        """What goes with each masked update."""
+        return {silo: s.reply.masked for silo, s in self.updates.items() if s.reply.masked is not None}
+
+    @property
+    def minimum(self) -> int:
+        """The fewest updates that this round ends with."""
+        return self.context.smallest_cohort(len(self.task.roster))
+
+    def check_enough(self, waited_s: float) -> None:
+        """RunPaused or RunFailed if the minimum is not there; RoundLost if fresh keys are what is missing."""
+        have = len(self.updates)
+        if have >= self.minimum:
+            return
+        absent = self.away | self.failed
+        late = waited_s >= self.context.spec.rounds.timeout_s
+        why = named(absent, [s for s in self.missing() if s not in absent] if late else ())
+        text = f"round {self.task.number} has updates of {have} of at least {self.minimum} silos"
+        text = f"{text} after {waited_s:.0f} s ({why})"
+        if any(reason.code is Code.MASKING_STATE for reason in self.failed.values()):
+            raise RoundLost(text)
+        for_good = {silo for silo, reason in absent.items() if reason.code not in PASSING}
+        away = {s.silo_name for s in self.context.store.runs.silos(self.context.run_id) if s.state is RunSiloState.AWAY}
+        if len({*self.task.roster} - for_good | away) < self.minimum:
+            raise RunFailed(text)
+        raise RunPaused(text, "too_few_silos")
+
     def cohort(self) -> tuple[str, ...]:
         """Whose updates can be used, in roster order."""
         return tuple(silo for silo in self.task.roster if silo in self.updates)
@@ -73,8 +108,10 @@ class Uploads:
         body, task = given.parcel.body, self.task
         if (body.round, body.step) != (task.number, task.step):
             return False
+        if (body.masked is None) is not (self.context.secure is None):
+            return False
         if body.buffer is None:
-            return len(given.parcel.buffer) == self.context.buffer_bytes
+            return len(given.parcel.buffer) == self.context.upload_bytes
         if given.parcel.buffer:
             return False
         return self.context.road.accept(self.context.run_id, task.step, given.silo, body.buffer)
@@ -88,6 +125,12 @@ def absent(state: SiloRoundState, reason: Reason) -> SiloRoundFields:
 def told(reason: Reason) -> dict[str, object]:
     """A reason as it is kept: the sentence and the hint for people, the words for programs."""
     return {"text": str(reason), "hint": reason.hint, "words": dict(reason.words)}
+
+
+def _words(kept: Mapping[str, object] | None) -> dict[str, str | int]:
+    """The words of a reason as `told` keeps them."""
+    words = (kept or {}).get("words")
+    return {k: v for k, v in words.items() if isinstance(v, str | int)} if isinstance(words, dict) else {}
 
 
 def named(reasons: dict[str, Reason], silos: Sequence[str] = ()) -> str:

@@ -59,6 +59,7 @@ def run_view(run: Run, store: Store) -> View:
     view["evaluations"] = [row(e) for e in store.rounds.evaluations(run.id)]
     view["silos"] = [row(s, "run_id") for s in store.runs.silos(run.id)]
     view["silo_rounds"] = [row(s, "run_id") for s in store.rounds.silo_rounds(run.id)]
+    view["secure_steps"] = [row(s, "run_id") for s in store.secure.steps(run.id)]
     return view
 
 

@@ -52,6 +52,12 @@ keep_last = {keep_last}
 """
 
 
+SECURE = """
+[secure_aggregation]
+enabled = true
+"""
+
+
 def make_spec(
     *,
     rounds: int,
@@ -61,6 +67,7 @@ def make_spec(
     minimum: int | None = None,
     timeout_s: float = 600,
     keep_last: int = 2,
+    secure: bool = False,
 ) -> str:
     """The spec of a run over the tables of `write_data`; by default every silo has to be in every round."""
     features = ", ".join(f'{{ column = "{name}", kind = "numeric" }}' for name in "abc")
@@ -73,7 +80,7 @@ def make_spec(
         timeout_s=timeout_s,
         keep_last=keep_last,
         features=features,
-    )
+    ) + (SECURE if secure else "")
 
 
 def write_data(folder: Path, silos: tuple[str, ...] = SILOS) -> None:

@@ -1,6 +1,6 @@
 """Chaos campaigns: `kill -9` of randomly chosen processes (server, silo, worker) at random moments of a run.
 
-    python tests/faults/chaos.py [--kills N] [--lose K] [--seed S] [--rounds R] [--steps T] [--json]
+    python tests/faults/chaos.py [--kills N] [--lose K] [--seed S] [--rounds R] [--steps T] [--secure] [--json]
 
 Each is started again after a random pause (a worker by its silo). Some kills wait for a rare state, so that each state
 has its kills; a quarter is followed by the next before anything has recovered. In the end the rounds in SQL, the files
@@ -31,9 +31,9 @@ from tests.support.federation import Federation
 LEAST_IN_EACH_STATE = 3
 
 
-def run_campaign(kills: int, seed: int, rounds: int, steps: int) -> dict[str, Any]:
+def run_campaign(kills: int, seed: int, rounds: int, steps: int, *, secure: bool = False) -> dict[str, Any]:
     """Disturbed runs, one after another until all kills are done, beside an undisturbed one of the same spec."""
-    text = make_spec(rounds=rounds, steps=steps)
+    text = make_spec(rounds=rounds, steps=steps, secure=secure)
     with stage() as fed:
         reference = fed.wait_for(fed.submit(text), timeout_s=1200)
         campaign = Campaign(fed, random.Random(seed), fed.submit(text), round_s(reference))
@@ -86,12 +86,13 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--steps", type=int, default=2000, help="training steps a round; 2000 take 3 s and more")
+    parser.add_argument("--secure", action="store_true", help="with secure aggregation")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     if options.lose:
         result = run_losses(options.kills, options.lose, options.seed, options.rounds, options.steps)
     else:
-        result = run_campaign(options.kills, options.seed, options.rounds, options.steps)
+        result = run_campaign(options.kills, options.seed, options.rounds, options.steps, secure=options.secure)
     print(json.dumps(result) if options.json else "\n".join(f"{k:18} {v}" for k, v in result.items()))
 
 

@@ -11,6 +11,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ from sqlalchemy import Connection
 
 from fedplat import bufferfiles, durable
 from fedplat.bufferfiles import DamagedPieceError
+from fedplat.canonical import sha256_hex
 from fedplat.errors import StoreUnavailableError
 from fedplat.home import ServerHome
 from fedplat.identity import fingerprint, load_public, new_key, public_pem
@@ -38,7 +40,7 @@ from fedplat.wire.messages import (
     WeightsReply,
     layout_to_wire,
 )
-from fedplat_server import checkpoints, road, vectors
+from fedplat_server import checkpoints, outgoing, road, vectors
 from fedplat_server import context as run_context
 from fedplat_server.aggregation import plain
 from fedplat_server.beginning import Office, _initial, resume
@@ -87,7 +89,8 @@ def transport(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -
     for module in (buffers, bufferfiles, road):
         monkeypatch.setattr(module, "PIECE_BYTES", PIECE_BYTES)
     if request.param != "in the message":
-        monkeypatch.setattr(run_context, "INLINE_BYTES", 0)
+        for module in (run_context, outgoing):
+            monkeypatch.setattr(module, "INLINE_BYTES", 0)
     return str(request.param)
 
 
@@ -254,17 +257,17 @@ class World:
         return {p.name for p in self.folder.rglob("*") if p.is_file() and not p.name.startswith("fedplat.db")}
 
 
-def enrol(store: Store, name: str) -> None:
-    pem = public_pem(new_key())
-    expires = datetime.now(UTC) + timedelta(hours=1)
-    store.silos.invite(name=name, secret_hash=f"{SILOS.index(name)}" * 64, expires_at=expires)
+def enrol(store: Store, name: str, pem: str | None = None) -> None:
+    pem = pem or public_pem(new_key())
+    secret_hash = sha256_hex(name)
+    store.silos.invite(name=name, secret_hash=secret_hash, expires_at=datetime.now(UTC) + timedelta(hours=1))
     store.silos.redeem(
         name=name,
-        secret_hash=f"{SILOS.index(name)}" * 64,
+        secret_hash=secret_hash,
         now=datetime.now(UTC),
         public_key_pem=pem,
         fingerprint=fingerprint(load_public(pem)),
-        node_id=100 + SILOS.index(name),
+        node_id=int(secret_hash[:8], 16),
     )
 
 
@@ -404,9 +407,10 @@ def test_a_silo_that_failed_in_the_open_round_is_not_asked_again(tmp_path: Path)
     parts: Any = (None, store, None, None, None, Turns(), lambda *_: "")
     driver = RunDriver("r-1", world.spec, *parts)
     model: Any = None
-    task = driver._open_task(1, model, minimum=1)
+    task = driver._open_task(1, model, SimpleNamespace(minimum=1, secure=None))  # type: ignore[arg-type]
     assert task is not None
     assert (task.step, task.roster) == (1, ("silo-a",))
-    assert driver._open_task(1, model, minimum=2) is None, "it is begun again, with all of them"
+    again = driver._open_task(1, model, SimpleNamespace(minimum=2, secure=None))  # type: ignore[arg-type]
+    assert again is None, "it is begun again, with all of them"
     assert store.rounds.list("r-1")[0].state is RoundState.ABANDONED
     store.close()

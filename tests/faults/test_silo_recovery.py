@@ -79,7 +79,18 @@ class InProcess:
     def start(self) -> Ready:
         self._session = Session(self._plan, Place(), lambda _phase, _share: None)
         found = self._session.prepared()
-        return Ready(self._session.layout, "", found.num_train, found.num_test, (), found.torch_version, "cpu", 1, 1)
+        return Ready(
+            self._session.layout,
+            "",
+            found.num_train,
+            found.num_test,
+            (),
+            found.torch_version,
+            "cpu",
+            1,
+            1,
+            empty_sums=found.empty_sums,
+        )
 
     def initial_weights(self) -> Vector:
         out = np.zeros(self._session.layout.size, dtype=np.float32)

@@ -47,13 +47,14 @@ Floats = npt.NDArray[np.float64]
 @dataclass(frozen=True)
 class Method:
     """A way to train: `silos` learn together, by lines of [strategy] and with a local learning rate;
-    `precision`: in which weights and updates travel."""
+    `precision`: in which weights and updates travel; `masked`: by secure aggregation."""
 
     silos: tuple[str, ...] = HOSPITALS
     strategy: str = 'name = "fedavg"'
     learning_rate: float = 0.001
     scaling: str = "local"
     precision: str = "fp32"
+    masked: bool = False
 
 
 # The published constants of the server's optimisers. Flower's FedAdam also corrects the bias of its moments, as the
@@ -67,6 +68,8 @@ METHODS = {
     "fedyogi": Method(strategy=_ADAPTIVE.format("fedyogi", 0.01) + _BETAS, learning_rate=0.01),
     "fedadagrad": Method(strategy=_ADAPTIVE.format("fedadagrad", 0.01), learning_rate=0.01),
     "declared": Method(learning_rate=0.01, scaling="declared"),
+    "fedavg-masked": Method(masked=True),
+    "declared-masked": Method(learning_rate=0.01, scaling="declared", masked=True),
     "fedavg-bf16": Method(precision="bf16"),
     "declared-bf16": Method(learning_rate=0.01, scaling="declared", precision="bf16"),
     POOLED: Method(silos=(POOLED,)),
@@ -147,6 +150,8 @@ batch_size = 4
 learning_rate = {method.learning_rate}
 [transport]
 precision = "{method.precision}"
+[secure_aggregation]
+enabled = {str(method.masked).lower()}
 [evaluation]
 every = 15
 """

@@ -23,12 +23,16 @@ from fedplat_server.store.records import (
     Round,
     Run,
     RunSilo,
+    SecureEpoch,
+    SecureStep,
+    SecureStepFields,
     Silo,
     SiloRound,
     SiloRoundFields,
 )
 from fedplat_server.store.rounds import Rounds
 from fedplat_server.store.runs import Runs
+from fedplat_server.store.secure import Secure
 from fedplat_server.store.session import Database
 from fedplat_server.store.silos import Silos
 from fedplat_server.store.tables import InviteKind, RunSiloState, SiloState, Split
@@ -42,6 +46,9 @@ __all__ = [
     "Run",
     "RunSilo",
     "RunSiloState",
+    "SecureEpoch",
+    "SecureStep",
+    "SecureStepFields",
     "Silo",
     "SiloRound",
     "SiloRoundFields",
@@ -63,6 +70,7 @@ class Store:
         self.silos = Silos(database)
         self.runs = Runs(database)
         self.rounds = Rounds(database)
+        self.secure = Secure(database)
         self.events = Events(database)
 
     def __repr__(self) -> str:

@@ -100,7 +100,8 @@ class Round:
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
-    """How good the weights of a round are (0: the initial ones), over the examples of `silos`."""
+    """How good the weights of a round are (0: the initial ones), over the examples of `silos`: empty where it is not
+    known whose they are, only that they are of `num_silos` of them."""
 
     round_number: int
     split: Split
@@ -108,6 +109,54 @@ class Evaluation:
     num_examples: int | None
     loss: float | None
     metrics: Mapping[str, object] = field(default_factory=dict)
+    num_silos: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class SecureEpoch:
+    """Who masks with whom, from `first_step` on. `max_weight`: the weight that counts fully."""
+
+    run_id: str
+    epoch: int
+    first_step: int
+    roster: dict[str, object]
+    max_weight: float
+    created_at: datetime
+
+
+class SecureStepFields(TypedDict, total=False):
+    """What is known of a masked step once its sum is opened."""
+
+    num_confirmed: int
+    num_clipped: int
+    seconds_masking: float
+    seconds_agreeing: float
+    seconds_unmasking: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class SecureStep:
+    """A masked step. `closing`: it measured the weights of the round and trained nothing. `cohort`: [name, upload id]
+    of each upload in the sum, fixed before any silo was asked to open it; `dropped`: who was asked and is not in it.
+    `num_confirmed`: the fewest peers that a silo of the cohort had confirmed out of band."""
+
+    run_id: str
+    step: int
+    epoch: int
+    round_number: int
+    closing: bool
+    silos: list[str]
+    threshold: int
+    min_cohort: int
+    colluders_tolerated: int
+    cohort: list[list[str]] | None
+    dropped: list[str] | None
+    num_confirmed: int | None
+    num_clipped: int | None
+    seconds_masking: float | None
+    seconds_agreeing: float | None
+    seconds_unmasking: float | None
+    opened_at: datetime
 
 
 class SiloRoundFields(TypedDict, total=False):

@@ -13,6 +13,7 @@ from fedplat_server.store.events import append_event
 from fedplat_server.store.records import Evaluation, Round, Run, SiloRound, SiloRoundFields
 from fedplat_server.store.rows import every, first, one, upsert
 from fedplat_server.store.runs import get_run
+from fedplat_server.store.secure import fix_masked_cohort
 from fedplat_server.store.session import Database
 from fedplat_server.store.tables import evaluations, rounds, runs, silo_rounds
 from fedplat_server.transitions import RoundState, SiloRoundState, check_round, check_silo_round, is_final
@@ -41,13 +42,18 @@ class Rounds:
             _invite(connection, run_id, number, roster)
             return one(connection, Round, _round(run_id, number))
 
-    def fix_cohort(self, *, run_id: str, number: int, cohort: Sequence[str]) -> Round:
-        """Write down whose updates are in the aggregate, once and for all for this step.
+    def fix_cohort(
+        self, *, run_id: str, number: int, cohort: Sequence[str], uploads: Sequence[tuple[str, str]] = ()
+    ) -> Round:
+        """Write down whose updates are in the aggregate, once and for all for this step; with secure aggregation, the
+        masked `uploads` by (name, upload id).
 
         The same cohort again changes nothing; another one is a ConflictError.
         """
         with self._database.write() as connection:
             old = _get_round(connection, run_id, number)
+            if uploads:
+                fix_masked_cohort(connection, run_id, old.step, uploads)
             if old.state in (RoundState.AGGREGATING, RoundState.COMMITTED):
                 _check_cohort(old, cohort)
                 return old
@@ -267,6 +273,10 @@ def _close_silo_rounds(connection: Connection, old: Round, given: Mapping[str, S
 
 def _write_evaluation(connection: Connection, run_id: str, evaluation: Evaluation) -> None:
     key = {"run_id": run_id, "round_number": evaluation.round_number, "split": evaluation.split}
-    values = {"silos": evaluation.silos, "num_silos": len(evaluation.silos), "loss": evaluation.loss}
+    values = {
+        "silos": evaluation.silos,
+        "num_silos": evaluation.num_silos or len(evaluation.silos),
+        "loss": evaluation.loss,
+    }
     values |= {"num_examples": evaluation.num_examples, "metrics": evaluation.metrics}
     upsert(connection, evaluations, key, values)

@@ -6,6 +6,7 @@ from enum import StrEnum
 
 from sqlalchemy import (
     BigInteger,
+    Boolean,
     Column,
     Enum,
     ForeignKey,
@@ -179,6 +180,39 @@ silo_rounds = Table(
     Column("started_at", UtcDateTime),
     Column("finished_at", UtcDateTime),
     ForeignKeyConstraint(["run_id", "round_number"], ["rounds.run_id", "rounds.number"]),
+)
+
+secure_epochs = Table(
+    "secure_epochs",
+    metadata,
+    Column("run_id", ForeignKey("runs.id"), primary_key=True),
+    Column("epoch", Integer, primary_key=True, autoincrement=False),
+    Column("first_step", BigInteger, nullable=False),
+    Column("roster", Json, nullable=False),
+    Column("max_weight", Finite, nullable=False),
+    Column("created_at", UtcDateTime, nullable=False),
+)
+
+secure_steps = Table(
+    "secure_steps",
+    metadata,
+    Column("run_id", ForeignKey("runs.id"), primary_key=True),
+    Column("step", BigInteger, primary_key=True, autoincrement=False),
+    Column("epoch", Integer, nullable=False),
+    Column("round_number", Integer, nullable=False),
+    Column("closing", Boolean, nullable=False),
+    Column("silos", Json, nullable=False),
+    Column("threshold", Integer, nullable=False),
+    Column("min_cohort", Integer, nullable=False),
+    Column("colluders_tolerated", Integer, nullable=False),
+    Column("cohort", Json),
+    Column("dropped", Json),
+    Column("num_confirmed", Integer),
+    Column("num_clipped", BigInteger),
+    Column("seconds_masking", Finite),
+    Column("seconds_agreeing", Finite),
+    Column("seconds_unmasking", Finite),
+    Column("opened_at", UtcDateTime, nullable=False),
 )
 
 # No foreign keys: what was done stays written when the thing that it was done to is gone.

@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from fedplat.reasons import Code, Reason
+from fedplat.reasons import PASSING, Code, Reason
+from fedplat.secagg.errors import Refusal
 
 WORDS = ("rule", "dataset", "part", "column", "task", "phase", "what", "status", "restarts")
 PLAIN_TEXT = st.text(st.characters(categories=("L", "N", "P", "S", "Zs")), max_size=50)
@@ -17,12 +18,22 @@ PLAIN_TEXT = st.text(st.characters(categories=("L", "N", "P", "S", "Zs")), max_s
 
 @pytest.mark.parametrize("code", Code)
 def test_every_code_reads_as_a_sentence(code: Code) -> None:
-    names = WORDS[1:] if code is not Code.POLICY else WORDS[:1]
+    with_rule = code in (Code.POLICY, Code.MASKING_STATE, Code.MASKING_REFUSED)
+    names = WORDS[:1] if with_rule else WORDS[1:]
     reason = Reason(code=code, words={name: f"<{name}>" for name in names})
     for text in (str(reason), reason.hint):
         assert text
         assert not re.search(r"[{}?]", text), text
         assert not text.endswith(".")
+
+
+@pytest.mark.parametrize("refusal", Refusal)
+def test_every_refusal_of_secure_aggregation_reads_as_a_sentence(refusal: Refusal) -> None:
+    reason = Reason.of_refusal(refusal)
+    for text in (str(reason), reason.hint):
+        assert text
+        assert not re.search(r"[{}?]|_TEXT", text), text
+    assert (reason.code in PASSING) is True, "a person can mend it, or a new epoch does"
 
 
 def test_words_and_numbers_are_put_in() -> None:

@@ -7,7 +7,6 @@ import pytest
 from fedplat.secagg import keys, silo
 from fedplat.secagg.errors import Refusal, RefusedError
 from fedplat.secagg.messages import AgreeQuestion, Member, TrainPart, UnmaskQuestion
-from fedplat.secagg.rules import SiloRules
 from tests.unit.secagg.world import (
     World,
     agree_all,
@@ -103,7 +102,7 @@ def test_cohorts_that_are_not_signed() -> None:
 def test_a_cohort_below_the_silos_own_minimum() -> None:
     world = build(5)
     question, _ = asked(world)
-    world.silos[0].rules = SiloRules(min_cohort=5)
+    world.silos[0].insists(min_cohort=5)
     few = question.model_copy(update={"cohort": question.cohort[:4]})
     refused(Refusal.COHORT_TOO_SMALL, world.silos[0].agree, few)
 

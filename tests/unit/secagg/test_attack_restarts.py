@@ -214,7 +214,7 @@ def test_uploads_that_are_not_complete() -> None:
 
 def test_a_policy_that_protects_nobody() -> None:
     with pytest.raises(PolicyError, match="min_cohort"):
-        SiloRules(min_cohort=1)
+        SiloRules(known={}, min_cohort=1)
     assert name_of(3) == "silo-03"
 
 

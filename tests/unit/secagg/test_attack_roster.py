@@ -6,7 +6,6 @@ from fedplat.identity.signing import Label, sign
 from fedplat.secagg.errors import Refusal
 from fedplat.secagg.messages import Roster, SignedKey
 from fedplat.secagg.roster import make_roster, sign_key
-from fedplat.secagg.rules import SiloRules
 from tests.unit.secagg.world import (
     BINDING,
     World,
@@ -54,7 +53,7 @@ def test_an_invented_silo_under_a_known_name() -> None:
     invented = sign_key(identity(40), BINDING, 2, world.names[2], bytes([7]) * 32)
     roster = roster_of(*list(signed.values())[:2], invented)
     assert refused(Refusal.PEER_CHANGED, world.silos[0].take, roster).silo == world.names[2]
-    refused(Refusal.PEER_CHANGED, make_roster, BINDING, 2, 1, roster.keys, world.silos[0].known)
+    refused(Refusal.PEER_CHANGED, make_roster, BINDING, 2, 1, roster.keys, world.silos[0].rules.known)
 
 
 def test_invented_silos_under_new_names_do_not_make_up_for_pinned_ones() -> None:
@@ -62,7 +61,7 @@ def test_invented_silos_under_new_names_do_not_make_up_for_pinned_ones() -> None
     world = build(5)
     pinned = frozenset(world.names[:2])
     for pins, works in [(pinned, False), (frozenset(world.names), True)]:
-        world.silos[0].rules = SiloRules(min_pinned_cohort=2, pinned=pins)
+        world.silos[0].insists(min_pinned_cohort=2, pinned=pins)
         if works:
             world.silos[0].train(world.terms(2))
         else:
@@ -71,7 +70,7 @@ def test_invented_silos_under_new_names_do_not_make_up_for_pinned_ones() -> None
 
 def test_a_cohort_with_too_few_confirmed_silos() -> None:
     world = build(10)
-    world.silos[0].rules = SiloRules(min_pinned_cohort=7, pinned=frozenset(world.names[1:]) - {world.names[8]})
+    world.silos[0].insists(min_pinned_cohort=7, pinned=frozenset(world.names[1:]) - {world.names[8]})
     terms = world.terms()
     _, parts = upload_all(world, terms)
     server = world.server(terms)
@@ -98,7 +97,7 @@ def test_keys_of_low_order() -> None:
     """A silo that signs one shares a secret with everybody that the server knows."""
     world = build(3)
     a, b, _ = next_epoch(world).values()
-    fp = world.silos[0].known[world.names[2]]
+    fp = world.silos[0].rules.known[world.names[2]]
     for low in (bytes(32), bytes([1]) + bytes(31)):
         fields = (BINDING.ca_fingerprint, BINDING.run, BINDING.spec_hash, 2, world.names[2], fp, low)
         key = sign_key(identity(2), BINDING, 2, world.names[2], bytes([7]) * 32)

@@ -14,9 +14,10 @@ import pytest
 
 from fedplat.secagg import bundles, fixedpoint, keys, prg, roster, rules, shamir, silo, state, terms
 from fedplat.secagg.errors import RefusedError
-from fedplat.secagg.messages import AgreeQuestion, Roster, TrainPart
+from fedplat.secagg.messages import Roster, TrainPart
 from fedplat.secagg.roster import RunBinding
-from fedplat.secagg.state import SiloState, StepRecord
+from fedplat.secagg.rules import SiloRules
+from fedplat.secagg.state import Agreed, Release, SiloState, StepRecord
 from fedplat.secagg.terms import StepTerms
 from tests.unit.secagg import (
     test_attack_bundles,
@@ -24,6 +25,7 @@ from tests.unit.secagg import (
     test_attack_roster,
     test_attack_views,
     test_fixedpoint,
+    test_further_attacks,
     test_rounds,
     world,
 )
@@ -118,21 +120,31 @@ def any_update(record: StepRecord, update: prg.Words) -> None:
     """Masks whatever it is given."""
 
 
-def uncounted(state: SiloState, record: StepRecord, question: AgreeQuestion, signature: bytes) -> SiloState:
-    done = _agreed(state, record, question, signature)
+def uncounted(state: SiloState, record: StepRecord, agreed: Agreed, released: tuple[Release, ...]) -> SiloState:
+    done = _agreed(state, record, agreed, released)
     return done.model_copy(update={"releases": {}})
 
 
-def rounds_down(x: npt.NDArray[np.float64], u: npt.NDArray[np.float64], limit: int, out: npt.NDArray[np.int32]) -> None:
-    np.copyto(out, np.floor(x), casting="unsafe")
+def without_looking(
+    state: SiloState, insisted: SiloRules, record: StepRecord, names: Sequence[str]
+) -> tuple[Release, ...]:
+    return (Release(silos=rules._names_digest(record.silos), cohort=bytes(16)),)
+
+
+def all_the_same(names: Sequence[str]) -> bytes:
+    return bytes(16)
+
+
+def rounds_down(x: npt.NDArray[np.float64], v: npt.NDArray[np.float64]) -> None:
+    np.floor(x, out=x)
 
 
 def takes_any_order(names: Sequence[str], order: Sequence[str]) -> bool:
     return set(names) <= set(order)
 
 
-def any_run(kept: SiloState | None, binding: RunBinding, name: str, parent: SiloState | None = None) -> SiloState:
-    return kept or SiloState(binding=binding, name=name)
+def any_run(kept: SiloState | None, binding: RunBinding, name: str) -> SiloState:
+    return kept or SiloState(binding=binding, name=name, family=binding.run)
 
 
 def the_sum_is_exact() -> None:
@@ -156,6 +168,10 @@ class Variant(NamedTuple):
     where: tuple[object, str]
     broken: Callable[..., object]
     caught_by: Callable[[], None]
+
+
+def again(*, invites_the_victim: bool) -> Callable[[], None]:
+    return lambda: test_further_attacks.test_one_update_in_two_sums(5, invites_the_victim, new_epoch=False)
 
 
 def other(field: Literal["weights", "config", "layout"]) -> Callable[[], None]:
@@ -215,7 +231,21 @@ VARIANTS = [
         any_update,
         test_attack_restarts.test_the_same_request_gives_the_same_bytes,
     ),
-    Variant("uncounted", (silo, "_agreed"), uncounted, test_attack_views.test_the_same_weights_in_a_third_step),
+    Variant("uncounted", (silo, "_agreed"), uncounted, test_attack_views.test_the_same_weights_for_other_silos),
+    Variant("cohorts not compared", (rules, "_released"), without_looking, again(invites_the_victim=True)),
+    Variant("other silos not noticed", (rules, "_names_digest"), all_the_same, again(invites_the_victim=False)),
+    Variant(
+        "names pinned, not keys",
+        (SiloRules, "check_known"),
+        believed_key,
+        test_further_attacks.test_a_silo_that_is_pinned_with_another_key_in_mid_epoch,
+    ),
+    Variant(
+        "no self mask on late uploads",
+        (silo, "masks"),
+        no_self_mask,
+        test_further_attacks.test_a_late_upload_stays_masked,
+    ),
     Variant("unordered", (rules, "in_order"), takes_any_order, test_attack_bundles.test_cohorts_that_are_not_signed),
     Variant("forgetful of runs", (state, "open_run"), any_run, test_attack_restarts.test_a_run_id_used_again),
 ]

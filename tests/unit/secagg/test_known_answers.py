@@ -6,6 +6,9 @@ import hashlib
 import hmac
 
 import pytest
+from cryptography.hazmat.primitives.ciphers import Cipher
+from cryptography.hazmat.primitives.ciphers.algorithms import AES256
+from cryptography.hazmat.primitives.ciphers.modes import CTR
 
 from fedplat.identity.signing import enc
 from fedplat.secagg import bundles, keys, prg
@@ -53,14 +56,22 @@ def test_hkdf_expand(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_aes_256_ctr() -> None:
-    """SP 800-38A, F.5.5, whose counter starts far from zero; and the block of the zero key at zero."""
+    """Test case 14 of the GCM specification, whose text is zeros; and chunks by way of the mode itself, which in turn
+    gives SP 800-38A, F.5.5."""
+    assert prg.Keystream(bytes(32)).read(16).hex() == "cea7403d4d606b6e074ec5d3baf39d18"
     key = bytes.fromhex("603deb1015ca71be2b73aef0857d77811f352c073b6108d72d9810a30914dff4")
-    counter = int("f0f1f2f3f4f5f6f7f8f9fafbfcfdfeff", 16)
     plain = bytes.fromhex("6bc1bee22e409f96e93d7e117393172aae2d8a571e03ac9c9eb76fac45af8e51")
     cipher = bytes.fromhex("601ec313775789a5b7a7f504bbf3d228f443e3ca4d62b59aca84e990cacaf5c5")
-    words = prg.Keystream(key, counter * 4).fill(prg.new_scratch(), 8)
-    assert bytes(a ^ b for a, b in zip(plain, words.astype("<u4").tobytes(), strict=True)) == cipher
-    assert prg.Keystream(bytes(32)).read(16).hex() == "dc95c078a2408989ad48a21492842087"
+    assert ctr(key, bytes.fromhex("f0f1f2f3f4f5f6f7f8f9fafbfcfdfeff"), plain) == cipher
+    for chunk, word in [(0, 0), (0, 5), (1, 0), (700_000, prg.CHUNK - 3)]:
+        counter = chunk.to_bytes(12, "big") + (2).to_bytes(4, "big")
+        wanted = ctr(key, counter, bytes(4 * (word + 3)))[-12:]
+        found = prg.Keystream(key).words(prg.new_scratch(), chunk * prg.CHUNK + word, 3)
+        assert found.astype("<u4").tobytes() == wanted
+
+
+def ctr(key: bytes, counter: bytes, text: bytes) -> bytes:
+    return Cipher(AES256(key), CTR(counter)).encryptor().update(text)
 
 
 def test_aes_256_gcm(monkeypatch: pytest.MonkeyPatch) -> None:

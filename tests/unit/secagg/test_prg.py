@@ -3,10 +3,11 @@ from __future__ import annotations
 import itertools
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedplat.secagg.prg import CHUNK, Keystream, Stream, apply, new_scratch
+from fedplat.secagg.prg import CHUNK, Keystream, Stream, apply
 
 STREAMS = [Stream(bytes([i]) * 32, 1 if i % 2 else -1) for i in range(3)]
 
@@ -31,8 +32,15 @@ def test_the_opposite_streams_take_a_mask_off() -> None:
 
 
 def test_words_and_bytes_are_one_stream() -> None:
-    words = Keystream(bytes(32)).fill(new_scratch(), 100).tobytes()
-    assert words == Keystream(bytes(32)).read(400)
+    words = np.zeros(CHUNK + 100, np.uint32)
+    apply(words, [Stream(bytes(32), 1)])
+    assert Keystream(bytes(32)).read(4 * CHUNK + 399) == words.tobytes()[: 4 * CHUNK + 399]
+    assert Keystream(bytes(32)).read(0) == b""
+
+
+def test_a_seed_of_another_length() -> None:
+    with pytest.raises(ValueError, match="32 bytes, not 16"):
+        Keystream(bytes(16))
 
 
 def test_a_seed_is_not_printed() -> None:

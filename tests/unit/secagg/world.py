@@ -9,8 +9,8 @@ from __future__ import annotations
 import functools
 import random
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import ParamSpec, TypeVar
+from dataclasses import dataclass, field, replace
+from typing import Any, ParamSpec, TypeVar
 
 import numpy as np
 import pytest
@@ -76,8 +76,7 @@ class Silo:
     """A hospital: its identity, its policy, what is on its disk."""
 
     number: int
-    known: dict[str, str]
-    rules: SiloRules = field(default_factory=SiloRules)
+    rules: SiloRules
     disk: str | None = None
     spool: dict[int, prg.Words] = field(default_factory=dict)
     crash_at: list[str] = field(default_factory=list)
@@ -85,6 +84,10 @@ class Silo:
     @property
     def name(self) -> str:
         return name_of(self.number)
+
+    def insists(self, **rules: Any) -> None:
+        """Changes what the silo insists on."""
+        self.rules = replace(self.rules, **rules)
 
     @property
     def state(self) -> SiloState:
@@ -104,7 +107,7 @@ class Silo:
         return travel(key)
 
     def take(self, roster: Roster) -> None:
-        self.write(silo.accept_roster(self.state, self.rules, roster, self.known))
+        self.write(silo.accept_roster(self.state, self.rules, roster))
 
     def train(self, terms: StepTerms, round_number: int = 1) -> tuple[prg.Words, TrainPart]:
         update = self.spool.setdefault(round_number, update_of(self.number, round_number, terms.vector.n_max)).copy()
@@ -157,20 +160,24 @@ class World:
 
 def build(num_silos: int, *, strong: bool = False, min_cohort: int | None = None) -> World:
     """A federation whose silos have accepted the roster of epoch 1; known to each other by fingerprint."""
-    rules = SiloRules(min_cohort=min(3, num_silos) if min_cohort is None else min_cohort)
-    roster, disks = _begun(num_silos, rules)
-    silos = [Silo(i, _known(num_silos), rules, disk) for i, disk in enumerate(disks)]
+    min_cohort = min(3, num_silos) if min_cohort is None else min_cohort
+    roster, disks = _begun(num_silos, min_cohort)
+    silos = [Silo(i, _rules(num_silos, min_cohort), disk) for i, disk in enumerate(disks)]
     return World(silos, roster, strong)
 
 
-@functools.cache
-def _known(num_silos: int) -> dict[str, str]:
+def known_of(num_silos: int) -> dict[str, str]:
     return {name_of(i): fingerprint(identity(i).public_key()) for i in range(num_silos)}
 
 
+def _rules(num_silos: int, min_cohort: int) -> SiloRules:
+    return SiloRules(known=known_of(num_silos), min_cohort=min_cohort)
+
+
 @functools.cache
-def _begun(num_silos: int, rules: SiloRules) -> tuple[Roster, tuple[str, ...]]:
-    world = World([Silo(i, _known(num_silos), rules) for i in range(num_silos)], None)  # type: ignore[arg-type]
+def _begun(num_silos: int, min_cohort: int) -> tuple[Roster, tuple[str, ...]]:
+    rules = _rules(num_silos, min_cohort)
+    world = World([Silo(i, rules) for i in range(num_silos)], None)  # type: ignore[arg-type]
     world.new_epoch(1, 1)
     return world.roster, tuple(s.disk or "" for s in world.silos)
 

@@ -13,7 +13,7 @@ from fedplat.metrics import MetricSums
 from fedplat.params import Vector
 from fedplat.spec.model import Precision
 from fedplat.wire.messages import Timings, TrainReply
-from fedplat_silo.spool import Finished, Order, Spool
+from fedplat_silo.spool import Finished, Order, Spool, in_blocks
 
 
 def order(number: int = 1, weights: str = "a", spec: str = "b") -> Order:
@@ -31,7 +31,7 @@ def reply(number: int = 1) -> TrainReply:
 
 
 def put(spool: Spool, number: int = 1, update: Vector = UPDATE, precision: Precision = Precision.FP32) -> Finished:
-    return spool.put(order(number), reply(number), update, precision)
+    return spool.put(order(number), reply(number), in_blocks(update, precision))
 
 
 def content(finished: Finished) -> bytes:

@@ -1,0 +1,222 @@
+"""Secure aggregation in one run, as the server sees it: its epochs, and the terms of its steps."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from fedplat.identity import fingerprint
+from fedplat.reasons import PASSING, Code, Reason
+from fedplat.secagg.errors import RefusedError
+from fedplat.secagg.figures import FiguresFormat
+from fedplat.secagg.messages import Roster, SignedKey
+from fedplat.secagg.roster import RunBinding, check_key, make_roster, roster_hash
+from fedplat.secagg.server import ServerStep
+from fedplat.secagg.thresholds import colluders_tolerated, threshold
+from fedplat.spec import RunSpec, Weighting
+from fedplat.spec.secure import MAX_SILOS
+from fedplat.wire.messages import AgreeReply, KeysReply, KeysRequest, Masking, StepRequest, TrainRequest, UnmaskReply
+from fedplat.wire.terms import Shape, step_terms
+from fedplat_server.exchange import Inquiry
+from fedplat_server.recruiting import RunPaused
+from fedplat_server.registry import Member
+from fedplat_server.store import SecureEpoch, SecureStep, Store
+from fedplat_server.uploads import named
+
+_WORD_BYTES = 4
+_KEYS_TIMEOUT_S = 60.0
+
+
+class Asking(Protocol):
+    """What the questions of secure aggregation are asked through."""
+
+    def keys(self) -> Inquiry[KeysReply]: ...
+    def agree(self) -> Inquiry[AgreeReply]: ...
+    def unmask(self) -> Inquiry[UnmaskReply]: ...
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """Who masks with whom, until silos come or lose their keys. `max_weight`: the weight that counts fully."""
+
+    roster: Roster
+    max_weight: float
+
+    @classmethod
+    def from_row(cls, row: SecureEpoch) -> Epoch:
+        """As the store has it."""
+        return cls(Roster.model_validate(row.roster), row.max_weight)
+
+    @property
+    def names(self) -> frozenset[str]:
+        """The silos of the roster."""
+        return frozenset(key.name for key in self.roster.keys)
+
+    def masking(self) -> Masking:
+        """What goes into the questions of a step."""
+        return Masking(roster=self.roster, max_weight=self.max_weight)
+
+
+@dataclass
+class SecureRun:
+    """One run's secure aggregation. `is_stale`: a silo has lost its keys, so the next round begins an epoch."""
+
+    binding: RunBinding
+    spec: RunSpec
+    store: Store
+    asking: Asking
+    shape: Shape
+    minimum: int
+    is_stale: bool = False
+    _refused: set[str] = field(default_factory=set)
+
+    @property
+    def figures(self) -> FiguresFormat:
+        """How figures lie behind the update."""
+        return FiguresFormat(self.shape.empty_sums)
+
+    @property
+    def upload_bytes(self) -> int:
+        """The length of a masked update."""
+        return (self.shape.size + self.figures.length) * _WORD_BYTES
+
+    def smallest_cohort(self, num_silos: int) -> int:
+        """The fewest uploads of a step with so many silos whose sum can be opened."""
+        return max(self.minimum, threshold(num_silos, self.spec.secure_aggregation.strong))
+
+    def newest(self) -> Epoch | None:
+        """The run's epoch, if it has one yet."""
+        row = self.store.secure.epoch(self.binding.run)
+        return None if row is None else Epoch.from_row(row)
+
+    def epoch_for(self, members: Sequence[Member]) -> Epoch:
+        """The newest epoch if it has the keys of all `members` but those that refuse; else a new one, of those that
+        offer a key in time. RunPaused if they are too few."""
+        epoch = self.newest()
+        if epoch is not None and not self.is_stale and {m.name for m in members} - self._refused <= epoch.names:
+            return epoch
+        return self._begin(members[:MAX_SILOS], 1 if epoch is None else epoch.roster.epoch + 1)
+
+    def _begin(self, members: Sequence[Member], number: int) -> Epoch:
+        keys, said = self._gather(members, number)
+        for silo, reason in said.items():
+            self._note_missing(silo, reason, number)
+        self._refused = {silo for silo, reason in said.items() if reason.code not in PASSING}
+        if len(keys) < max(2, self.smallest_cohort(len(keys))):
+            have = f"{len(keys)} of at least {self.minimum} silos offer keys for secure aggregation"
+            raise RunPaused(f"{have} ({named(said) or 'nobody else takes part'})", "too_few_silos")
+        first_step = self.store.secure.next_step(self.binding.run)
+        known = {m.name: fingerprint(m.public_key) for m in members}
+        roster = make_roster(self.binding, number, first_step, list(keys.values()), known)
+        row = self.store.secure.open_epoch(
+            run_id=self.binding.run,
+            epoch=number,
+            first_step=first_step,
+            roster=roster.model_dump(mode="json"),
+            max_weight=max(self._weights(keys).values()),
+        )
+        self.is_stale = False
+        return Epoch.from_row(row)
+
+    def _gather(self, members: Sequence[Member], number: int) -> tuple[dict[str, SignedKey], dict[str, Reason]]:
+        """The keys that are good, and why there is none from the others."""
+        keys: dict[str, SignedKey] = {}
+        said: dict[str, Reason] = {}
+        known = {m.name: m for m in members}
+        weights = self._weights(known)
+        deadline_s = time.monotonic() + min(_KEYS_TIMEOUT_S, self.spec.rounds.timeout_s)
+        with self.asking.keys() as inquiry:
+            inquiry.ask(members, KeysRequest(run=self.binding.run, spec_hash=self.spec.hash, epoch=number))
+            while inquiry.waiting_for and (left_s := deadline_s - time.monotonic()) > 0:
+                for given in inquiry.answers(min(1.0, left_s)):
+                    reason = given.failed or self._bad(known[given.silo], number, given.parcel.body.key)
+                    if reason is None and given.silo not in weights:
+                        reason = Reason.of(Code.POLICY, rule="share_counts")
+                    if reason is not None:
+                        said[given.silo] = reason
+                    elif (key := given.parcel.body.key) is not None:
+                        keys[given.silo] = key
+            return keys, said | dict.fromkeys(inquiry.waiting_for, Reason.of(Code.NO_ANSWER))
+
+    def _bad(self, member: Member, number: int, key: SignedKey | None) -> Reason | None:
+        """Why a key cannot be used."""
+        if key is None or key.name != member.name:
+            return Reason.of(Code.MESSAGE_INVALID)
+        try:
+            check_key(self.binding, number, key, fingerprint(member.public_key))
+        except RefusedError as error:
+            return Reason.of_refusal(error.refusal)
+        return None
+
+    def _note_missing(self, silo: str, reason: Reason, epoch: int) -> None:
+        detail = {"epoch": epoch, "why": str(reason), "hint": reason.hint}
+        note, run = self.store.events.append, self.binding.run
+        note(kind="epoch.without", actor="server", run_id=run, silo_name=silo, detail=detail)
+
+    def _weights(self, names: Iterable[str]) -> dict[str, float]:
+        """What each silo may count at most, as far as it is known."""
+        if self.spec.strategy.weighting is Weighting.UNIFORM:
+            return dict.fromkeys(names, 1.0)
+        if self.spec.secure_aggregation.max_examples is not None:
+            return dict.fromkeys(names, float(self.spec.secure_aggregation.max_examples))
+        counts = {s.silo_name: s.num_examples for s in self.store.runs.silos(self.binding.run)}
+        return {silo: float(count) for silo in names if (count := counts.get(silo))}
+
+    def silos_for(self, weights_round: int, members: Sequence[Member]) -> tuple[Epoch, tuple[str, ...]]:
+        """The epoch and the silos of a new step with the weights of a round. If silos may have signed a cohort for
+        these weights already, they help to open that one only, among the same silos: those are it again, also who is
+        away. RunPaused if they cannot be."""
+        epoch = self.epoch_for(members)
+        shown = self._shown(weights_round)
+        if shown is None:
+            return epoch, tuple(m.name for m in members if m.name in epoch.names)
+        if missing := sorted({*shown.silos} - epoch.names):
+            raise RunPaused(
+                f"the sum over {len(shown.cohort or ())} silos was to be opened for these weights, and no other may "
+                f"be; {', '.join(missing)} must come back for it",
+                "too_few_silos",
+            )
+        return epoch, tuple(shown.silos)
+
+    def shown_before(self, step: int) -> SecureStep | None:
+        """The newest step before this one that has a cohort, with the same weights."""
+        row = self.store.secure.step(self.binding.run, step)
+        return None if row is None else self._shown(_weights_round(row), step)
+
+    def _shown(self, weights_round: int, before: int | None = None) -> SecureStep | None:
+        """In this run, and in those that it continues."""
+        run: str | None = self.binding.run
+        while run is not None:
+            for row in reversed(self.store.secure.steps(run, (weights_round, weights_round + 1))):
+                earlier = before is None or run != self.binding.run or row.step < before
+                if earlier and row.cohort is not None and _weights_round(row) == weights_round:
+                    return row
+            run = self.store.runs.get(run).parent_id
+        return None
+
+    def open_step(self, request: StepRequest, weights: str, round_number: int) -> ServerStep:
+        """A step on its terms, written down before any silo sees it. `weights`: the digest of what is sent."""
+        assert request.masking is not None
+        roster, strong = request.masking.roster, self.spec.secure_aggregation.strong
+        terms = step_terms(request, self.spec, weights, self.shape)
+        num_silos = len(terms.silos)
+        self.store.secure.open_step(
+            run_id=self.binding.run,
+            step=terms.step,
+            epoch=roster.epoch,
+            round_number=round_number,
+            closing=not isinstance(request, TrainRequest),
+            silos=terms.silos,
+            threshold=terms.threshold,
+            min_cohort=self.minimum,
+            colluders_tolerated=colluders_tolerated(num_silos, strong, self.minimum),
+        )
+        context = terms.context(roster_hash(self.binding, roster))
+        return ServerStep(roster, context, terms, self.minimum)
+
+
+def _weights_round(row: SecureStep) -> int:
+    """Which round's weights a step was about: a round trains from those of the round before."""
+    return row.round_number if row.closing else row.round_number - 1

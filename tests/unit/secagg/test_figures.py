@@ -1,0 +1,113 @@
+"""Figures that ride behind the update: exact through any sum, and refused where they do not fit."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fedplat.errors import WireError
+from fedplat.metrics import MetricSums, add_sums
+from fedplat.secagg.errors import Refusal, RefusedError
+from fedplat.secagg.figures import Figures, FiguresFormat, part_of, room_for, vector_format
+from fedplat.secagg.fixedpoint import limit_for
+
+EMPTY = MetricSums(counts={"examples": [0], "confusion": [0, 0, 0, 0]}, totals={"loss": 0.0, "extra": 0.0})
+FORMAT = FiguresFormat(EMPTY)
+
+
+def sums(examples: int, loss: float, extra: float = 0.0) -> MetricSums:
+    return MetricSums(
+        counts={"examples": [examples], "confusion": [examples, 0, 0, 0]}, totals={"loss": loss, "extra": extra}
+    )
+
+
+TOTALS = st.floats(-1e20, 1e20) | st.floats(-10, 10)
+SILO = st.builds(
+    Figures,
+    weight=st.integers(1, limit_for(64)),
+    num_clipped=st.integers(0, limit_for(64)),
+    norm=st.floats(0, 1e12),
+    evaluated=st.none() | st.builds(sums, st.integers(0, 10**6), TOTALS, TOTALS),
+    trained=st.none() | st.builds(sums, st.integers(0, 10**6), TOTALS, TOTALS),
+)
+
+
+@given(st.lists(SILO, min_size=1, max_size=64))
+def test_the_sum_of_what_is_encoded_is_the_sum_of_the_figures(silos: list[Figures]) -> None:
+    total = np.zeros(FORMAT.length, np.uint32)
+    for silo in silos:
+        total += FORMAT.encode(silo, limit_for(64))
+    found = FORMAT.decode(total, len(silos))
+    assert found.weight == sum(s.weight for s in silos)
+    assert found.num_clipped == sum(s.num_clipped for s in silos)
+    assert found.norm == pytest.approx(math.fsum(s.norm for s in silos), rel=1e-12, abs=1e-12)
+    for name in ("evaluated", "trained"):
+        given_sums = [s for silo in silos if (s := getattr(silo, name)) is not None]
+        assert getattr(found, f"num_{name}") == len(given_sums)
+        summed = getattr(found, name)
+        if not given_sums:
+            assert summed is None
+            continue
+        assert summed.counts == add_sums(given_sums).counts
+        for key in EMPTY.totals:
+            exact = math.fsum(s.totals[key] for s in given_sums)
+            assert summed.totals[key] == pytest.approx(exact, rel=1e-12, abs=64 * 2.0**-48)
+
+
+def test_the_largest_figures_of_64_silos_do_not_wrap() -> None:
+    limit = limit_for(64)
+    each = Figures(limit, limit, 1e20, sums(limit, -1e27), sums(limit, 1e27))
+    total = np.zeros(FORMAT.length, np.uint32)
+    for _ in range(64):
+        total += FORMAT.encode(each, limit)
+    found = FORMAT.decode(total, 64)
+    assert found.weight == 64 * limit
+    assert found.evaluated is not None
+    assert found.evaluated.totals["loss"] == pytest.approx(-64e27)
+
+
+def test_what_does_not_fit_is_refused() -> None:
+    limit = limit_for(4)
+    for figures, refusal in (
+        (Figures(evaluated=sums(limit + 1, 0.0)), Refusal.COUNT_TOO_LARGE),
+        (Figures(norm=1e40), Refusal.COUNT_TOO_LARGE),
+        (Figures(trained=MetricSums(counts={"examples": [3]})), Refusal.FIGURES_CHANGED),
+    ):
+        with pytest.raises(RefusedError) as refused:
+            FORMAT.encode(figures, limit)
+        assert refused.value.refusal is refusal
+    assert FORMAT.encode(Figures(weight=1, num_clipped=10**12), limit)[1] == limit, "a count that may saturate"
+
+
+def test_a_sum_that_makes_no_sense_is_refused() -> None:
+    honest = FORMAT.encode(Figures(weight=3, evaluated=sums(5, 1.0)), limit_for(4))
+    negative, weightless, odd = honest.copy(), honest.copy(), honest.copy()
+    negative[1] = 2**32 - 1
+    weightless[0] = 0
+    odd[10] += 1  # the confusion matrix does not fit the examples any more
+    for broken in (negative, weightless, odd):
+        with pytest.raises(WireError):
+            FORMAT.decode(broken, 1)
+
+
+def test_a_weight_is_a_part_of_the_limit() -> None:
+    limit = limit_for(4)
+    assert part_of(limit, 7.0, 7.0) == limit
+    assert part_of(limit, 1.0, 4.0) == limit // 4
+    assert part_of(limit, 1.0, 1e18) == 1, "whoever takes part counts"
+    for weight in (8.0, 0.0, -1.0, math.nan, math.inf):
+        with pytest.raises(RefusedError) as refused:
+            part_of(limit, weight, 7.0)
+        assert refused.value.refusal is Refusal.WEIGHT_TOO_LARGE
+
+
+def test_there_is_room_for_every_roster() -> None:
+    assert [room_for(n) for n in (2, 3, 4, 5, 8, 9, 33, 64)] == [4, 4, 4, 8, 8, 16, 64, 64]
+    with_update, without = (vector_format(5, size, 8.0, FORMAT) for size in (10, 0))
+    assert with_update.length == 10 + FORMAT.length
+    assert without.length == FORMAT.length
+    assert with_update.fields() != without.fields()
