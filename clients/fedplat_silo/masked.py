@@ -25,10 +25,12 @@ def quantised(
     vector: VectorFormat,
     figures: FiguresFormat,
     rounding_key: bytes,
+    hiding_key: bytes,
     complete: Callable[[int, float], Figures],
 ) -> Iterator[memoryview]:
     """The vector in blocks: the update times its weight (in parts of the limit), then the figures, which `complete`
-    makes from the number of clipped coordinates and the weighted norm. RefusedError for what cannot be masked."""
+    makes from the number of clipped coordinates and the weighted norm. `hiding_key`: of the noise in place of sums that
+    are not given, another for each vector. RefusedError for what cannot be masked."""
     num_clipped, square = 0, 0.0
     for start in range(0, update.size, _BLOCK):
         block = update[start : start + _BLOCK]
@@ -39,7 +41,7 @@ def quantised(
         square += _square(block)
         yield out.data
     norm = math.sqrt(square) * (weight / vector.limit)
-    yield figures.encode(complete(num_clipped, norm), vector.limit).data
+    yield figures.encode(complete(num_clipped, norm), vector.limit, hiding_key).data
 
 
 def masked(region: Region, masks: Sequence[Stream]) -> Iterator[memoryview]:
@@ -50,7 +52,7 @@ def masked(region: Region, masks: Sequence[Stream]) -> Iterator[memoryview]:
         yield block.data
 
 
-def vector_digest(vector: VectorFormat, masking: Masking) -> str:
+def vector_digest(masking: Masking, vector: VectorFormat) -> str:
     """Names how an update is made into whole numbers: another way is another update."""
     return sha256_hex(canonical_json([*vector.fields(), masking.max_weight]))
 

@@ -9,8 +9,8 @@ from pathlib import Path
 
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from fedplat.durable import write_atomic
-from fedplat.errors import IdentityError
+from fedplat.durable import remove, write_atomic
+from fedplat.errors import HomeError, IdentityError
 from fedplat.home import SiloHome
 from fedplat.secagg import keys, prg, silo
 from fedplat.secagg.errors import Refusal, RefusedError
@@ -24,9 +24,10 @@ from fedplat.secagg.messages import (
     UnmaskQuestion,
 )
 from fedplat.secagg.roster import RunBinding, fingerprints
-from fedplat.secagg.rules import SiloRules
+from fedplat.secagg.rules import SiloRules, check_new_step
 from fedplat.secagg.state import SiloState, finish, open_run
 from fedplat.secagg.terms import StepTerms
+from fedplat.spec import RunSpec
 from fedplat_silo.membership import load_membership
 from fedplat_silo.peers import Peers
 from fedplat_silo.policy import Policy
@@ -45,27 +46,43 @@ class Masker:
     """Keys, masks, signatures and answers of this silo in one run. Each method raises RefusedError for what the
     silo's rules do not allow, and leaves everything as it was."""
 
-    def __init__(self, home: SiloHome, run: str, spec_hash: str, parent: str | None = None) -> None:
+    def __init__(self, home: SiloHome, run: str, spec: RunSpec, parent: str | None = None) -> None:
         membership = load_membership(home)
         self._home = home
+        self._min_cohort = spec.secure_aggregation.min_cohort
         self._path = home.run(run) / STATE
         self._identity: ec.EllipticCurvePrivateKey = membership.key
         self._peers = Peers(home.peers)
-        binding = RunBinding(ca_fingerprint=membership.place.ca_fingerprint, run=run, spec_hash=spec_hash)
+        binding = RunBinding(ca_fingerprint=membership.place.ca_fingerprint, run=run, spec_hash=spec.hash)
         before = None if parent is None else _load(home.run(parent) / STATE)
         family = before.family if before is not None else parent or ""
         with _lock:
-            kept = _load(self._path)
-            known = [state for path in home.runs.glob(f"*/{STATE}") if (state := _load(path)) is not None]
+            kept = self._load_own()
+            known = [state for path in home.runs.glob(f"*/{STATE}") if (state := _load_other(path)) is not None]
             mine = kept.family if kept is not None else family or run
             self._state = open_run(kept, binding, home.name, family, (s for s in known if s.family == mine))
             self._keep(self._state)
 
+    def _load_own(self) -> SiloState | None:
+        try:
+            return _load(self._path)
+        except HomeError as error:
+            log.warning("%s: %s\n  %s", self._path, error.message, error.hint)
+            raise RefusedError(Refusal.STATE_DAMAGED) from None
+
     def key(self, epoch: int) -> SignedKey:
         """This silo's key for an epoch."""
-        state, key = silo.offer_key(self._state, self._identity, epoch)
-        self._keep(state)
+        with _lock:
+            state, key = silo.offer_key(self._state, self._identity, epoch)
+            self._keep(state)
         return key
+
+    def check(self, policy: Policy, roster: Roster, terms: StepTerms) -> None:
+        """Whether `begin` would open this step, before there is an update. Keeps nothing."""
+        with _lock:
+            state = silo.accept_roster(self._with_relatives(), self._rules(policy), roster)
+            if state.record is None or state.record.step != terms.step:
+                check_new_step(state, self._rules(policy), terms)
 
     def begin(self, policy: Policy, roster: Roster, terms: StepTerms, update: prg.Words) -> TrainPart:
         """Opens a step for a quantised update, which is on disk already, and charged for where that is due."""
@@ -98,9 +115,10 @@ class Masker:
     def rounding_key(self, spec_hash: str, round_number: int) -> bytes:
         """The key of a round's stochastic rounding: the same when the round is repeated."""
         path = self._home.identity / "rounding.key"
-        if not path.exists():
-            write_atomic(path, secrets.token_bytes(keys.KEY_BYTES))
-        return keys.rounding_key(path.read_bytes(), spec_hash, round_number)
+        with _lock:
+            if not path.exists():
+                write_atomic(path, secrets.token_bytes(keys.KEY_BYTES))
+            return keys.rounding_key(path.read_bytes(), spec_hash, round_number)
 
     def _remember(self, roster: Roster) -> None:
         try:
@@ -112,7 +130,7 @@ class Masker:
     def _rules(self, policy: Policy) -> SiloRules:
         return SiloRules(
             known=self._peers.known(),
-            min_cohort=policy.min_cohort,
+            min_cohort=max(policy.min_cohort, policy.smallest_cohort, self._min_cohort),
             max_releases_per_model=policy.max_releases_per_model,
             min_pinned_cohort=policy.min_pinned_cohort,
             pinned=self._peers.pinned(),
@@ -134,7 +152,12 @@ def forget_secrets(home: SiloHome, run: str) -> None:
     """The run is over: its keys and seeds go; what must never be done again stays known."""
     path = home.run(run) / STATE
     with _lock:
-        state = _load(path)
+        try:
+            state = _load(path)
+        except HomeError as error:
+            log.warning("run %s: %s; its run is over, and it is removed", run, error.message)
+            remove(path)
+            return
         if state is not None:
             _live[path] = finish(state)
             write_atomic(path, _live[path].to_json().encode())
@@ -142,3 +165,12 @@ def forget_secrets(home: SiloHome, run: str) -> None:
 
 def _load(path: Path) -> SiloState | None:
     return SiloState.from_json(path.read_text(errors="replace")) if path.exists() else None
+
+
+def _load_other(path: Path) -> SiloState | None:
+    """Of another run, whose damage is not this one's."""
+    try:
+        return _load(path)
+    except HomeError as error:
+        log.warning("%s: %s", path, error.message)
+        return None

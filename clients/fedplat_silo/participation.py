@@ -17,6 +17,7 @@ from typing import Protocol, TypeVar
 import numpy as np
 
 from fedplat import __version__
+from fedplat.canonical import sha256_hex
 from fedplat.errors import DataError, WireError
 from fedplat.home import SiloHome
 from fedplat.metrics import MetricSums
@@ -24,6 +25,7 @@ from fedplat.params import Vector
 from fedplat.reasons import Code, Reason
 from fedplat.secagg.errors import Refusal, RefusedError
 from fedplat.secagg.figures import Figures, FiguresFormat, part_of
+from fedplat.secagg.keys import expand
 from fedplat.spec import RunSpec, Weighting
 from fedplat.wire.buffers import INLINE_BYTES
 from fedplat.wire.codec import Parcel
@@ -130,8 +132,9 @@ class Participation:
         task = identity(self.spec.task.name)
         ready = self._prepare()[1]
         if self.spec.secure_aggregation.enabled:
+            self._check_weight(ready)
             remember_shape(self._site.home, self.run, _shape_of(ready))
-            self._masker = Masker(self._site.home, self.run, self.spec.hash, parent)
+            self._masker = Masker(self._site.home, self.run, self.spec, parent)
         self._say(Phase.WAITING, 0.0)
         return JoinReply(
             run=self.run,
@@ -153,6 +156,12 @@ class Participation:
             warnings=ready.warnings,
         )
 
+    def _check_weight(self, ready: Ready) -> None:
+        """RefusedError if this silo has more records than the run allows."""
+        most = self.spec.secure_aggregation.max_examples
+        if most is not None and self._weight(ready) > most:
+            raise RefusedError(Refusal.WEIGHT_TOO_LARGE)
+
     def warm_up(self) -> None:
         """Starts the workers ahead of the first question; what goes wrong shows when they are asked for something."""
         try:
@@ -170,10 +179,13 @@ class Participation:
         """Trains, and has the update in the spool before anything leaves; asked again, it sends what is there. Returns
         the reply and its small buffer; a large one is at the server."""
         request = parcel.body
+        if request.round > self.spec.rounds.count:
+            raise WireError(f"round {request.round} of a run that has {self.spec.rounds.count}")
         self._round = request.round
         self._spool.forget_before(self.run, request.round)
         order = self._order(parcel, request.round)
         finished = self._spool.get(order)
+        self._check_step(request, order)
         if finished is None:
             finished = self._train(parcel, order, exchange)
         else:
@@ -209,7 +221,8 @@ class Participation:
         if self.spec.secure_aggregation.enabled:
             figures = Figures(weight=1, evaluated=evaluated)
             kept = TrainReply(run=self.run, silo=reply.silo, round=order.round, step=request.step)
-            finished = self._spool.put(order, kept, self._quantised(request, ready, None, figures))
+            finished = self._spool.put(order, kept, self._quantised(request, ready, order, None, figures))
+            self._spool.settle(order)
             return self._send_masked(reply, request, order, finished.update)
         shares = self.policy.share_metrics == "per-silo"
         return reply.model_copy(update={"evaluated": evaluated, "share_metrics": shares}), b""
@@ -263,7 +276,9 @@ class Participation:
         )
         if self.spec.secure_aggregation.enabled:
             figures = Figures(evaluated=evaluated, trained=trained)
-            return self._spool.put(spool_order, reply, self._quantised(request, ready, result.update, figures))
+            return self._spool.put(
+                spool_order, reply, self._quantised(request, ready, spool_order, result.update, figures)
+            )
         seen = {
             "weight": self._weight(ready),
             "num_examples": self._count(ready),
@@ -278,7 +293,7 @@ class Participation:
         """What the answer is an answer to."""
         request, vector = parcel.body, ""
         if self.spec.secure_aggregation.enabled:
-            vector = vector_digest(format_of(request, self.spec, self._shape()), _asked(request))
+            vector = vector_digest(self._asked(request), format_of(request, self.spec, self._shape()))
         return Order(
             run=self.run,
             round=round_number,
@@ -287,18 +302,26 @@ class Participation:
             vector=vector,
         )
 
+    def _check_step(self, request: StepRequest, order: Order) -> None:
+        """RefusedError for a step that would be refused once the update is there: before it is trained for."""
+        if self.spec.secure_aggregation.enabled:
+            terms = step_terms(request, self.spec, order.weights, self._shape())
+            self._masking().check(self.policy, self._asked(request).roster, terms)
+
     def _quantised(
-        self, request: StepRequest, ready: Ready, update: Vector | None, figures: Figures
+        self, request: StepRequest, ready: Ready, order: Order, update: Vector | None, figures: Figures
     ) -> Iterator[memoryview]:
         """The vector that is going to be masked. RefusedError for what cannot be."""
-        vector, masking = format_of(request, self.spec, self._shape()), _asked(request)
+        vector, masking = format_of(request, self.spec, self._shape()), self._asked(request)
+        rounding_key = self._masking().rounding_key(self.spec.hash, self._round)
         weight = 1 if update is None else part_of(vector.limit, self._weight(ready), masking.max_weight)
         return quantised(
             np.empty(0, dtype=np.float32) if update is None else update,
             weight,
             vector,
             FiguresFormat(self._shape().empty_sums),
-            self._masking().rounding_key(self.spec.hash, self._round),
+            rounding_key,
+            expand(rounding_key, "hidden", sha256_hex(order.model_dump_json())),
             lambda num_clipped, norm: replace(figures, weight=weight, num_clipped=num_clipped, norm=norm),
         )
 
@@ -309,7 +332,7 @@ class Participation:
         begun_s = time.monotonic()
         masker = self._masking()
         terms = step_terms(request, self.spec, order.weights, self._shape())
-        part = masker.begin(self.policy, _asked(request).roster, terms, words_of(stored.region))
+        part = masker.begin(self.policy, self._asked(request).roster, terms, words_of(stored.region))
         blocks = masked(stored.region, masker.masks())
         changes: dict[str, object] = {"masked": part}
         if stored.ref.size_bytes <= INLINE_BYTES:
@@ -322,9 +345,20 @@ class Participation:
         self._spool.forget_masked(order)
         return sent
 
+    def _asked(self, request: StepRequest) -> Masking:
+        """RefusedError if it is not to be masked, in a run that is; or weighs by another number than the spec says,
+        for a server that may choose one learns from refusals how many records there are."""
+        if request.masking is None:
+            raise RefusedError(Refusal.NOT_MASKED)
+        uniform = self.spec.strategy.weighting is Weighting.UNIFORM
+        agreed = 1.0 if uniform else self.spec.secure_aggregation.max_examples
+        if agreed is not None and request.masking.max_weight != agreed:
+            raise RefusedError(Refusal.STEP_CHANGED)
+        return request.masking
+
     def _masking(self) -> Masker:
         if self._masker is None:
-            self._masker = Masker(self._site.home, self.run, self.spec.hash)
+            self._masker = Masker(self._site.home, self.run, self.spec)
         return self._masker
 
     def _shape(self) -> Shape:
@@ -424,13 +458,6 @@ class Participation:
 def _shape_of(ready: Ready) -> Shape:
     assert ready.empty_sums is not None
     return Shape(ready.layout.fingerprint, ready.layout.size, ready.empty_sums)
-
-
-def _asked(request: StepRequest) -> Masking:
-    """RefusedError if it is not to be masked, in a run that is."""
-    if request.masking is None:
-        raise RefusedError(Refusal.NOT_MASKED)
-    return request.masking
 
 
 def _weights_digest(parcel: Parcel[TrainRequest] | Parcel[EvaluateRequest]) -> str:

@@ -59,7 +59,7 @@ share_counts = true
 # What the server learns of this silo's metrics:
 #   "sums"     they are added up into the federation's figures; yours alone are not kept or shown
 #   "per-silo" the server may also keep and show yours
-#   "none"     nothing
+#   "none"     nothing; with secure aggregation then no silo's are seen, for a sum over the others would be theirs
 share_metrics = "sums"
 
 # Whether a run without differential privacy is refused. (On a dataset with a privacy budget it always is.)

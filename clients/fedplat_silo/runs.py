@@ -9,7 +9,7 @@ from contextlib import suppress
 from pydantic import ValidationError
 
 from fedplat.canonical import sha256_hex
-from fedplat.errors import FedplatError
+from fedplat.errors import FedplatError, PolicyError
 from fedplat.reasons import Code, Reason
 from fedplat.spec import RunSpec
 from fedplat.wire.messages import JoinReply, JoinRequest
@@ -65,6 +65,9 @@ class Runs:
         self._check_known(run, spec_hash)
         with self._lock:
             part = self._taking_part.get(run)
+            if part is not None:
+                with suppress(PolicyError):  # a broken one is as good as none: the last one holds
+                    part.policy = load_policy(self._site.home.policy)
             if part is None and run in self._joined:
                 spec = load_run(self._site.home, run)
                 part = Participation(run, spec, load_policy(self._site.home.policy), self._site)

@@ -11,6 +11,7 @@ class Refusal(StrEnum):
     """A rule of secure aggregation that a request breaks."""
 
     RUN_CHANGED = "run_changed"
+    STATE_DAMAGED = "state_damaged"
     EPOCH_CLOSED = "epoch_closed"
     ROSTER_INVALID = "roster_invalid"
     ROSTER_CHANGED = "roster_changed"
@@ -48,6 +49,10 @@ _OTHER = "somebody shows different silos different things, or the server has los
 
 _TEXT: dict[Refusal, tuple[str, str]] = {
     Refusal.RUN_CHANGED: ("this run id was used with another spec or server", "submit it as a new run"),
+    Refusal.STATE_DAMAGED: (
+        "its record of the run's masked steps is damaged",
+        "the silo's log names the file; its administrator moves it away, and a new epoch begins",
+    ),
     Refusal.EPOCH_CLOSED: ("this epoch is over", _EPOCH),
     Refusal.ROSTER_INVALID: ("the roster is malformed, or lacks this silo's own entry", _OTHER),
     Refusal.ROSTER_CHANGED: ("a second roster for one epoch", _OTHER),
@@ -79,7 +84,7 @@ _TEXT: dict[Refusal, tuple[str, str]] = {
     ),
     Refusal.RELEASES_SPENT: (
         "another cohort was signed for the same weights, and two sums can differ by one silo's update",
-        "it goes on when that cohort's silos are back; else its administrator may raise max_releases_per_model",
+        "it goes on when that cohort's silos are back; for other ways see docs/operations.md",
     ),
     Refusal.COHORT_INVALID: ("the cohort is malformed, or not one with this silo's upload", _OTHER),
     Refusal.COHORT_TOO_SMALL: ("the cohort is too small", "wait for more silos, or lower min_cohort"),

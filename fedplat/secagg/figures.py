@@ -10,13 +10,15 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 from pydantic import ValidationError
 
 from fedplat.errors import WireError
 from fedplat.metrics import MetricSums
 from fedplat.secagg.errors import Refusal, RefusedError
 from fedplat.secagg.fixedpoint import Segment, VectorFormat, counts_to_words, words_to_counts
-from fedplat.secagg.prg import Words
+from fedplat.secagg.keys import expand
+from fedplat.secagg.prg import Keystream, Words
 
 _LIMB_BITS = 24  # the largest that fits a coordinate with 64 silos
 _NUM_LIMBS = 6
@@ -52,31 +54,45 @@ class FiguresFormat:
     @property
     def length(self) -> int:
         """Coordinates."""
-        return 4 + _NUM_LIMBS + 2 * (self._num_counts + _NUM_LIMBS * len(self.empty.totals))
+        return 4 + _NUM_LIMBS + 2 * self._num_words
 
-    def encode(self, figures: Figures, limit: int) -> Words:
-        """One silo's figures. Raises RefusedError if they do not fit, or are of another shape."""
+    @property
+    def _num_words(self) -> int:
+        return self._num_counts + _NUM_LIMBS * len(self.empty.totals)
+
+    def encode(self, figures: Figures, limit: int, hiding_key: bytes) -> Words:
+        """One silo's figures. Sums that it does not give are noise, and hide those of the others: else the sum over
+        the few that give theirs is theirs. Raises RefusedError if they do not fit, or are of another shape."""
         given = figures.evaluated, figures.trained
         counts = [figures.weight, min(figures.num_clipped, limit), *(int(sums is not None) for sums in given)]
         counts += _to_limbs(figures.norm)
-        for sums in given:
-            counts += self._flatten(self.empty if sums is None else sums)
-        return counts_to_words(counts, limit)
+        words = [counts_to_words(counts, limit)]
+        for place, sums in enumerate(given):
+            if sums is None:
+                noise = Keystream(expand(hiding_key, "hidden sums", place)).read(4 * self._num_words)
+                words.append(np.frombuffer(noise, "<u4"))
+            else:
+                words.append(counts_to_words(self._flatten(sums), limit))
+        return np.concatenate(words)
 
     def decode(self, total: Words, num_silos: int) -> Figures:
         """The figures of `num_silos` silos together. Raises WireError if they make no sense."""
-        counts = iter(words_to_counts(total))
+        counts = iter(words_to_counts(total[: self.length - 2 * self._num_words]))
         weight, num_clipped, num_evaluated, num_trained = (next(counts) for _ in range(4))
         if not weight:
             raise WireError("the silos' summed weight is zero")
         norm = _from_limbs(counts, num_silos)
-        evaluated, trained = (self._unflatten(counts, num_silos) for _ in range(2))
+        places = (total[len(total) - 2 * self._num_words :][: self._num_words], total[len(total) - self._num_words :])
+        evaluated, trained = (
+            self._unflatten(iter(words_to_counts(words)), num_silos) if given == num_silos else None
+            for words, given in zip(places, (num_evaluated, num_trained), strict=True)
+        )
         return Figures(
             weight,
             num_clipped,
             norm,
-            evaluated if num_evaluated else None,
-            trained if num_trained else None,
+            evaluated,
+            trained,
             num_evaluated,
             num_trained,
         )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from fedplat.home import ServerHome
@@ -79,6 +79,7 @@ class Office:
     turns: Turns
     let_go: set[str]
     ca_fingerprint: str = ""
+    stale_epochs: set[int] = field(default_factory=set)
 
     def keys(self) -> Inquiry[KeysReply]:
         """Asks for masking keys."""
@@ -158,7 +159,7 @@ class Office:
             raise RunFailed("the silos do not say what their metric sums look like, which masking them takes")
         binding = RunBinding(ca_fingerprint=self.ca_fingerprint, run=self.run_id, spec_hash=self.spec.hash)
         shape = Shape(layout.fingerprint, layout.size, empty_sums)
-        return SecureRun(binding, self.spec, self.store, self, shape, minimum)
+        return SecureRun(binding, self.spec, self.store, self, shape, minimum, self.stale_epochs)
 
     def context(self, layout: Layout, minimum: int, empty_sums: MetricSums | None = None) -> RunContext:
         """The rounds' surroundings."""

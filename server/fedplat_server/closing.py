@@ -5,7 +5,9 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 
+from fedplat.bufferfiles import Region
 from fedplat.errors import LayoutError, WireError
+from fedplat.reasons import Code
 from fedplat.secagg.errors import RefusedError
 from fedplat.secagg.figures import Figures
 from fedplat.secagg.messages import TrainPart
@@ -14,10 +16,10 @@ from fedplat.wire.messages import EvaluateReply, EvaluateRequest
 from fedplat_server.aggregation.masked import WORD_BYTES, sum_of
 from fedplat_server.checkpoints import Checkpoint
 from fedplat_server.context import RoundLost, RunContext
-from fedplat_server.exchange import Inquiry
+from fedplat_server.exchange import Given, Inquiry
 from fedplat_server.figures import evaluation, masked_evaluations, note_left_out, note_tests
 from fedplat_server.opening import Opening, fix_cohort, named_uploads
-from fedplat_server.outgoing import digest_of, outgoing
+from fedplat_server.outgoing import digest_of, expect_upload, outgoing
 from fedplat_server.recruiting import RunFailed, RunPaused
 from fedplat_server.registry import Member
 from fedplat_server.secure import SecureRun
@@ -125,14 +127,30 @@ def _ask(
     context.staging.clear()  # a killed server may have left weights, whole or not
     try:
         weights = outgoing(context, model, members)
+        if context.secure is not None:
+            for member in members:  # figures of very many classes
+                expect_upload(context, question.step, member.name, context.secure.figures.length * WORD_BYTES)
         inquiry.ask(members, question.model_copy(update={"buffer": weights.ref}), weights.inline)
         while _is_due(context, inquiry.waiting_for, begun_s):
-            given = [g for g in inquiry.answers(1.0) if g.failed is None]
-            replies |= {g.silo: (g.parcel.body, g.parcel.buffer) for g in given}
+            for given in inquiry.answers(1.0):
+                if given.failed is None:
+                    replies[given.silo] = given.parcel.body, _buffer(context, question.step, given)
+                elif given.failed.code is Code.MASKING_STATE and context.secure is not None:
+                    context.secure.renew()
     finally:
         context.road.close(context.run_id)
         context.staging.clear()
     return replies
+
+
+def _buffer(context: RunContext, step: int, given: Given[EvaluateReply]) -> bytes:
+    """What came with an answer, in its message or by the road; nothing if it did not come."""
+    ref = given.parcel.body.buffer
+    if ref is None:
+        return given.parcel.buffer
+    if not context.road.accept(context.run_id, step, given.silo, ref):
+        return b""
+    return Region(context.staging.buffer_path(given.silo), 0, ref.size_bytes).read(0, ref.size_bytes)
 
 
 def _is_due(context: RunContext, silos: Sequence[str], begun_s: float) -> bool:

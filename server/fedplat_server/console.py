@@ -116,8 +116,19 @@ def run_text(run: View) -> str:
     lines = [f"run {run['id']}: {run['state']}" + (f" ({run['reason']})" if run["reason"] else "")]
     lines += [f"  spec {run['spec_hash']}", f"  rounds {run['rounds_committed']} of {run['rounds_planned']}", ""]
     lines.append(_table(map(_silo_row, run["silos"]), ("silo", "state", "examples", "note")))
-    lines += ["", *round_lines(run), *_secure_lines(run["secure_steps"])]
+    lines += ["", *round_lines(run), *_absence_lines(run), *_secure_lines(run["secure_steps"])]
     return "\n".join(lines)
+
+
+def _absence_lines(run: View) -> list[str]:
+    """Why a silo was not in a round: the newest of each silo's reasons."""
+    newest = {p["silo_name"]: p for p in run["silo_rounds"] if (p["reason"] or {}).get("text")}
+    lines = [
+        f"  {silo}, round {part['round_number']}: {part['reason']['text']}"
+        + (f" ({part['reason']['hint']})" if part["reason"].get("hint") else "")
+        for silo, part in sorted(newest.items())
+    ]
+    return ["", "left out, the last time each:", *lines] if lines else []
 
 
 def _secure_lines(steps: list[View]) -> list[str]:

@@ -16,6 +16,7 @@ from datetime import UTC, datetime
 
 from fedplat.errors import FedplatError, StoreUnavailableError
 from fedplat.home import ServerHome
+from fedplat.reasons import LATER, Code
 from fedplat.spec import RunSpec
 from fedplat.wire.messages import EvaluateReply, TrainReply
 from fedplat_server.beginning import CheckpointLost, Office, Start, begin, resume
@@ -25,9 +26,10 @@ from fedplat_server.context import RoundLost, RoundTask, RunContext
 from fedplat_server.exchange import RunStopped
 from fedplat_server.membership import Membership
 from fedplat_server.recruiting import RunPaused
-from fedplat_server.registry import Member, Registry
+from fedplat_server.registry import Registry
 from fedplat_server.road import Road
 from fedplat_server.rounds import run_round
+from fedplat_server.secure import SecureRun
 from fedplat_server.stopping import StopReason, find_reason, is_better
 from fedplat_server.store import Split, Store
 from fedplat_server.superlink import Link
@@ -236,20 +238,38 @@ class RunDriver:
             number += 1
             task = self._open_task(number, model, start.context)
             if task is None:
-                members = membership.next_round()
-                self._set_state(RunState.RUNNING)
-                task = self._new_task(number, model, start.context, members)
+                task = self._new_task(number, model, start.context, membership)
             else:
                 self._set_state(RunState.RUNNING)
             model = self._round(office, start, membership, task)
         return model, None
 
-    def _new_task(self, number: int, model: Checkpoint, context: RunContext, members: Sequence[Member]) -> RoundTask:
+    def _new_task(self, number: int, model: Checkpoint, context: RunContext, membership: Membership) -> RoundTask:
         """A step that no silo has seen, with everybody who is there; masked ones of those whose keys are known."""
-        names, epoch = tuple(m.name for m in members), None
-        if context.secure is not None:
-            epoch, names = context.secure.silos_for(number - 1, members)
-        return RoundTask(number, self._store.secure.next_step(self.run_id), model, names, epoch)
+        while True:
+            members = membership.next_round()
+            self._set_state(RunState.RUNNING)
+            names, epoch = tuple(m.name for m in members), None
+            try:
+                if context.secure is not None:
+                    epoch, names = context.secure.silos_for(number - 1, members)
+                    self._note_without(membership, context.secure)
+                return RoundTask(number, self._store.secure.next_step(self.run_id), model, names, epoch)
+            except RunPaused:
+                if context.secure is None or not self._note_without(membership, context.secure):
+                    raise  # else the next round waits for them, as for everybody who is away
+
+    @staticmethod
+    def _note_without(membership: Membership, secure: SecureRun) -> bool:
+        """Who gave no key for the new epoch, and may later, is away from now on. Whether there are such silos."""
+        before = set(membership.away)
+        for silo, reason in secure.without.items():
+            if reason.code is Code.NO_ANSWER:
+                membership.missed([silo])
+            elif reason.code in LATER:
+                membership.lost(silo, reason)
+        secure.without = {}
+        return bool(set(membership.away) - before)
 
     def _open_task(self, number: int, model: Checkpoint, context: RunContext) -> RoundTask | None:
         """The step of this round that was begun and interrupted, to be finished with the same roster, less the silos
@@ -264,8 +284,12 @@ class RunDriver:
         if context.secure is not None:
             # Masks are those of all silos that were asked, also where one of them has failed.
             epoch, begun = context.secure.newest(), self._store.secure.step(self.run_id, rows[0].step)
-            roster = tuple(part.silo_name for part in parts) if begun is None else tuple(begun.silos)
-        elif rows[0].state is RoundState.TRAINING and len(roster) < context.minimum:
+            asked, left = (roster if begun is None else tuple(begun.silos)), len(roster)
+            roster, enough = asked, begun is not None and begun.cohort is not None
+            enough = enough or left >= context.smallest_cohort(len(asked))
+        else:
+            enough = rows[0].state is not RoundState.TRAINING or len(roster) >= context.minimum
+        if not enough:
             self._abandon_open_round("too few of its silos are left")
             return None
         return RoundTask(number, rows[0].step, model, roster, epoch)

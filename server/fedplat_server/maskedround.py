@@ -31,6 +31,7 @@ class MaskedRound:
     task: RoundTask
     uploads: Uploads
     question: TrainRequest
+    waiting: Callable[[Sequence[str], int], None]
 
     def step(self, collect: Callable[[], float], members: Sequence[registry.Member]) -> Stepped:
         """Collects the uploads, if no earlier process has fixed whose they are, opens their sum, and steps. RunPaused,
@@ -47,7 +48,7 @@ class MaskedRound:
         self.context.store.rounds.fix_cohort(
             run_id=self.context.run_id, number=self.task.number, cohort=names, uploads=named_uploads(cohort)
         )
-        found = Opening(self.secure, opened, self.uploads.parts, cohort, members).run()
+        found = Opening(self.secure, opened, self.uploads.parts, cohort, members, self.waiting).run()
         stepped = step(self.context, self.task, names, self._mean(opened, found))
         self._note(found, stepped)
         return stepped

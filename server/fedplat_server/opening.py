@@ -7,7 +7,7 @@ of those in the sum stay. The cohort is written down before any silo sees it; ev
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TypeVar
 
@@ -48,11 +48,14 @@ def fixed_cohort(secure: SecureRun, step: int) -> tuple[Member, ...] | None:
 def fix_cohort(secure: SecureRun, step: ServerStep, parts: Mapping[str, TrainPart]) -> tuple[Member, ...]:
     """The cohort of these uploads, for ever; to be written down before any silo sees it. RoundLost if they are too few
     to be opened, or not all of those that silos may have signed for these weights: they sign no other cohort."""
+    shown = secure.shown_before(step.terms.step)
+    before = [name for name, _ in shown.cohort or ()] if shown else []
     try:
-        shown = secure.shown_before(step.terms.step)
-        return step.fix_cohort(parts, [name for name, _ in shown.cohort or ()] if shown else ())
+        return step.fix_cohort(parts, before)
     except RefusedError as error:
-        raise RoundLost(error.message) from None
+        gone = ", ".join(sorted({*before} - parts.keys()))
+        text = f"; {gone} must come back, for a sum over others was to be opened with the same model, or be revoked"
+        raise RoundLost(error.message + (text if gone else "")) from None
 
 
 def named_uploads(cohort: Sequence[Member]) -> list[tuple[str, str]]:
@@ -63,13 +66,15 @@ def named_uploads(cohort: Sequence[Member]) -> list[tuple[str, str]]:
 
 @dataclass
 class Opening:
-    """One sum. `members`: the silos that are enrolled, of which those of the cohort are asked."""
+    """One sum. `members`: the silos that are enrolled, of which those of the cohort are asked; `waiting` hears whom it
+    waits for, and how many have helped."""
 
     secure: SecureRun
     step: ServerStep
     parts: Mapping[str, TrainPart]
     cohort: Sequence[Member]
     members: Sequence[registry.Member]
+    waiting: Callable[[Sequence[str], int], None] = lambda _silos, _have: None
     signed: dict[str, AgreeAnswer] = field(default_factory=dict)
     answered: dict[str, UnmaskAnswer] = field(default_factory=dict)
     refused: dict[str, Reason] = field(default_factory=dict)
@@ -84,6 +89,7 @@ class Opening:
             self._ask_to_agree(agreeing)
             while len(self.answered) < self.step.terms.threshold:
                 self._check(time.monotonic() - begun_s)
+                self.waiting(sorted({*agreeing.waiting_for, *unmasking.waiting_for}), len(self.answered))
                 for signature in _answers(agreeing, other_is_open=bool(unmasking.waiting_for)):
                     self._sign(signature)
                 if len(self.signed) >= self.step.terms.threshold:
@@ -146,7 +152,7 @@ class Opening:
     def _refuse(self, silo: str, reason: Reason) -> None:
         self.refused[silo] = reason
         if reason.code is Code.MASKING_STATE or reason.code is Code.NOT_JOINED:
-            self.secure.is_stale = True
+            self.secure.renew()
 
     def _check(self, waited_s: float) -> None:
         """RoundLost if enough cannot help any more, or have not in time."""

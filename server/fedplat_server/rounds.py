@@ -54,7 +54,7 @@ def run_round(
     collecting = _Collecting(context, task, uploads, inquiry, attendance, waiting)
     try:
         if context.secure is not None:
-            masked = MaskedRound(context, context.secure, task, uploads, _question(context, task))
+            masked = MaskedRound(context, context.secure, task, uploads, _question(context, task), waiting)
             stepped = masked.step(lambda: collecting.run(members), members)
         elif row.state is RoundState.TRAINING:
             stepped = _step(context, task, uploads, collecting.run(members))

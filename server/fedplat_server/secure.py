@@ -8,11 +8,11 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from fedplat.identity import fingerprint
-from fedplat.reasons import PASSING, Code, Reason
+from fedplat.reasons import LATER, Code, Reason
 from fedplat.secagg.errors import RefusedError
 from fedplat.secagg.figures import FiguresFormat
 from fedplat.secagg.messages import Roster, SignedKey
-from fedplat.secagg.roster import RunBinding, check_key, make_roster, roster_hash
+from fedplat.secagg.roster import RunBinding, check_key, fingerprints, make_roster, roster_hash
 from fedplat.secagg.server import ServerStep
 from fedplat.secagg.thresholds import colluders_tolerated, threshold
 from fedplat.spec import RunSpec, Weighting
@@ -35,6 +35,7 @@ class Asking(Protocol):
     def keys(self) -> Inquiry[KeysReply]: ...
     def agree(self) -> Inquiry[AgreeReply]: ...
     def unmask(self) -> Inquiry[UnmaskReply]: ...
+    def members(self, names: Sequence[str]) -> list[Member]: ...
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,11 @@ class Epoch:
         """The silos of the roster."""
         return frozenset(key.name for key in self.roster.keys)
 
+    def has_keys_of(self, members: Sequence[Member]) -> bool:
+        """Whether each of them is in the roster, with the key that it has now: keys rotate."""
+        shown = fingerprints(self.roster)
+        return all(shown.get(m.name) == fingerprint(m.public_key) for m in members)
+
     def masking(self) -> Masking:
         """What goes into the questions of a step."""
         return Masking(roster=self.roster, max_weight=self.max_weight)
@@ -61,7 +67,8 @@ class Epoch:
 
 @dataclass
 class SecureRun:
-    """One run's secure aggregation. `is_stale`: a silo has lost its keys, so the next round begins an epoch."""
+    """One run's secure aggregation. `stale`: the epochs of which a silo has lost its keys. `without`: who gave no key
+    for the newest, and why."""
 
     binding: RunBinding
     spec: RunSpec
@@ -69,7 +76,8 @@ class SecureRun:
     asking: Asking
     shape: Shape
     minimum: int
-    is_stale: bool = False
+    stale: set[int] = field(default_factory=set)
+    without: dict[str, Reason] = field(default_factory=dict)
     _refused: set[str] = field(default_factory=set)
 
     @property
@@ -95,15 +103,22 @@ class SecureRun:
         """The newest epoch if it has the keys of all `members` but those that refuse; else a new one, of those that
         offer a key in time. RunPaused if they are too few."""
         epoch = self.newest()
-        if epoch is not None and not self.is_stale and {m.name for m in members} - self._refused <= epoch.names:
+        wanted = [m for m in members[:MAX_SILOS] if m.name not in self._refused]
+        if epoch is not None and epoch.roster.epoch not in self.stale and epoch.has_keys_of(wanted):
             return epoch
         return self._begin(members[:MAX_SILOS], 1 if epoch is None else epoch.roster.epoch + 1)
+
+    def renew(self) -> None:
+        """A silo has lost its keys: the next round begins an epoch."""
+        if (epoch := self.newest()) is not None:
+            self.stale.add(epoch.roster.epoch)
 
     def _begin(self, members: Sequence[Member], number: int) -> Epoch:
         keys, said = self._gather(members, number)
         for silo, reason in said.items():
             self._note_missing(silo, reason, number)
-        self._refused = {silo for silo, reason in said.items() if reason.code not in PASSING}
+        self.without = said
+        self._refused = {silo for silo, reason in said.items() if reason.code not in LATER | {Code.NO_ANSWER}}
         if len(keys) < max(2, self.smallest_cohort(len(keys))):
             have = f"{len(keys)} of at least {self.minimum} silos offer keys for secure aggregation"
             raise RunPaused(f"{have} ({named(said) or 'nobody else takes part'})", "too_few_silos")
@@ -117,7 +132,6 @@ class SecureRun:
             roster=roster.model_dump(mode="json"),
             max_weight=max(self._weights(keys).values()),
         )
-        self.is_stale = False
         return Epoch.from_row(row)
 
     def _gather(self, members: Sequence[Member], number: int) -> tuple[dict[str, SignedKey], dict[str, Reason]]:
@@ -126,10 +140,15 @@ class SecureRun:
         said: dict[str, Reason] = {}
         known = {m.name: m for m in members}
         weights = self._weights(known)
-        deadline_s = time.monotonic() + min(_KEYS_TIMEOUT_S, self.spec.rounds.timeout_s)
+        begun_s, most_s = time.monotonic(), self.spec.rounds.timeout_s
         with self.asking.keys() as inquiry:
             inquiry.ask(members, KeysRequest(run=self.binding.run, spec_hash=self.spec.hash, epoch=number))
-            while inquiry.waiting_for and (left_s := deadline_s - time.monotonic()) > 0:
+            while inquiry.waiting_for:
+                # A silo that is in the middle of its training answers after that.
+                is_enough = len(keys) >= max(2, self.smallest_cohort(len(keys)))
+                left_s = begun_s + (min(_KEYS_TIMEOUT_S, most_s) if is_enough else most_s) - time.monotonic()
+                if left_s <= 0:
+                    break
                 for given in inquiry.answers(min(1.0, left_s)):
                     reason = given.failed or self._bad(known[given.silo], number, given.parcel.body.key)
                     if reason is None and given.silo not in weights:
@@ -170,7 +189,7 @@ class SecureRun:
         away. RunPaused if they cannot be."""
         epoch = self.epoch_for(members)
         shown = self._shown(weights_round)
-        if shown is None:
+        if shown is None or self._is_given_up(shown):
             return epoch, tuple(m.name for m in members if m.name in epoch.names)
         if missing := sorted({*shown.silos} - epoch.names):
             raise RunPaused(
@@ -183,7 +202,13 @@ class SecureRun:
     def shown_before(self, step: int) -> SecureStep | None:
         """The newest step before this one that has a cohort, with the same weights."""
         row = self.store.secure.step(self.binding.run, step)
-        return None if row is None else self._shown(_weights_round(row), step)
+        shown = None if row is None else self._shown(_weights_round(row), step)
+        return None if shown is None or self._is_given_up(shown) else shown
+
+    def _is_given_up(self, shown: SecureStep) -> bool:
+        """A silo of its cohort is revoked: another is tried, and the silos decide (`max_releases_per_model`)."""
+        names = [name for name, _ in shown.cohort or ()]
+        return len(self.asking.members(names)) < len(names)
 
     def _shown(self, weights_round: int, before: int | None = None) -> SecureStep | None:
         """In this run, and in those that it continues."""
@@ -193,7 +218,8 @@ class SecureRun:
                 earlier = before is None or run != self.binding.run or row.step < before
                 if earlier and row.cohort is not None and _weights_round(row) == weights_round:
                     return row
-            run = self.store.runs.get(run).parent_id
+            first = min((row.number for row in self.store.rounds.list(run)), default=weights_round + 1)
+            run = self.store.runs.get(run).parent_id if weights_round < first else None
         return None
 
     def open_step(self, request: StepRequest, weights: str, round_number: int) -> ServerStep:

@@ -72,6 +72,7 @@ def _check_norm(context: RunContext, cohort: tuple[str, ...], mean: WeightedMean
     if limit is not None and mean.norm > limit:
         if isinstance(mean, MaskedMean):
             text = f"the mean update's norm is {mean.norm:.3g}, above [stop] max_update_norm ({limit:g}), and masked"
-            raise RunPaused(f"{text}: whose update it is cannot be seen", "update_too_large")
+            text = f"{text}: whose update it is cannot be seen. Submit a new run with a higher limit or a lower rate"
+            raise RunPaused(text, "update_too_large")
         largest = max(zip(mean.weighted_norms, cohort, strict=True))[1]
         raise UpdateTooLarge(largest, f"makes the mean's norm {mean.norm:.3g}")

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from fedplat.reasons import LATER, PASSING, Code, Reason
+from fedplat.secagg.errors import Refusal
 from fedplat.secagg.messages import TrainPart
 from fedplat.wire.messages import TrainReply
 from fedplat_server.context import RoundLost, RoundTask, RunContext
@@ -51,7 +52,7 @@ class Uploads:
         else:
             self.fail(given.silo, reason)
         if reason is not None and reason.code is Code.MASKING_STATE and self.context.secure is not None:
-            self.context.secure.is_stale = True
+            self.context.secure.renew()
 
     def fail(self, silo: str, reason: Reason) -> None:
         """This round is lost for a silo."""
@@ -88,7 +89,7 @@ class Uploads:
         why = named(absent, [s for s in self.missing() if s not in absent] if late else ())
         text = f"round {self.task.number} has updates of {have} of at least {self.minimum} silos"
         text = f"{text} after {waited_s:.0f} s ({why})"
-        if any(reason.code is Code.MASKING_STATE for reason in self.failed.values()):
+        if any(map(_is_of_this_step, self.failed.values())):
             raise RoundLost(text)
         for_good = {silo for silo, reason in absent.items() if reason.code not in PASSING}
         away = {s.silo_name for s in self.context.store.runs.silos(self.context.run_id) if s.state is RunSiloState.AWAY}
@@ -125,6 +126,12 @@ def absent(state: SiloRoundState, reason: Reason) -> SiloRoundFields:
 def told(reason: Reason) -> dict[str, object]:
     """A reason as it is kept: the sentence and the hint for people, the words for programs."""
     return {"text": str(reason), "hint": reason.hint, "words": dict(reason.words)}
+
+
+def _is_of_this_step(reason: Reason) -> bool:
+    """Whether a silo that failed for this reason may well take part in another step."""
+    rules = {Refusal.UPDATE_CHANGED, Refusal.STEP_CHANGED, Refusal.CHECKS_DIFFER, Refusal.BUNDLE_INVALID}
+    return reason.code is Code.MASKING_STATE or reason.words.get("rule") in rules
 
 
 def _words(kept: Mapping[str, object] | None) -> dict[str, str | int]:

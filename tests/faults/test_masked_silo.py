@@ -164,12 +164,17 @@ class Script:
         step, figures = self._server(asked), FiguresFormat(self.shape.empty_sums)  # type: ignore[union-attr]
         limit = step.terms.vector.limit
         words = np.zeros(step.terms.vector.length, np.uint32)
-        words[-figures.length :] = figures.encode(Figures(weight=part_of(limit, 1.0, 1000.0)), limit)
+        words[-figures.length :] = figures.encode(self._peers(limit), limit, bytes(32))
         rules = SiloRules(known=self.known, min_cohort=2)
         self.peer.state = peer_silo.accept_roster(self.peer.state, rules, self.roster)
         self.peer.state, part = peer_silo.begin_step(self.peer.state, rules, step.terms, words)
         peer_silo.mask(self.peer.state, asked.step, words)
         self.peer.parts[asked.step] = part, words
+
+    def _peers(self, limit: int) -> Figures:
+        """Nothing but sums over no records, so that those of the silo under test are read."""
+        empty = self.shape.empty_sums  # type: ignore[union-attr]
+        return Figures(weight=part_of(limit, 1.0, 1000.0), evaluated=empty, trained=empty)
 
     def _open(self, silo: RealSilo, asked: Any) -> tuple[list[int], Any]:
         """The sum's update, in whole numbers, and its figures."""
@@ -244,7 +249,7 @@ def test_death_at_every_write_of_a_run(script: Script, monkeypatch: pytest.Monke
     disk = CrashingFilesystem(10_000, power_loss=power_loss)
     calm = copied(script, "calm")
     expected = calm.run(disk, monkeypatch)
-    assert [found.num_evaluated for _, found in expected] == [1, 1, 1]
+    assert [found.evaluated.num_examples > 0 for _, found in expected] == [True, True, True]
     assert [len(update) for update, _ in expected] == [8, 8, 0]
     assert len(disk.steps) > 60
     for at, step in enumerate(disk.steps):

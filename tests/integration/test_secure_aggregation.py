@@ -121,19 +121,36 @@ def test_a_key_that_is_not_the_pinned_one_is_refused_by_name(fed: Federation) ->
 
 
 def test_a_silo_that_lost_its_disk_in_a_run_comes_back_with_fresh_keys(fed: Federation) -> None:
-    run = fed.submit(spec(rounds=6, seconds=1.0))
+    run = fed.submit(spec(rounds=15, seconds=1.0))
     wait_until(fed.in_round(run, 2, *SILOS), 60, fed.all_logs)
     fed.kill("silo-b")
     shutil.rmtree(fed.silo_home("silo-b") / "runs" / run)
     fed.join("silo-b", wait=False)
     view = fed.wait_for(run)
-    assert view["rounds_committed"] == 6
+    assert view["rounds_committed"] == 15
     epochs = [s["epoch"] for s in view["secure_steps"]]
     assert epochs == sorted(epochs)
     assert set(epochs) == {1, 2}
     assert len(view["rounds"][-1]["cohort"]) == 4
     [weights] = fed.weights(run).values()
-    assert np.abs(weights - 0.06).max() < 1e-6
+    assert np.abs(weights - 0.15).max() < 1e-6
+
+
+def test_a_run_that_paused_because_a_silo_refused_goes_on_when_that_is_mended(fed: Federation) -> None:
+    three = SILOS[:3]
+    home = ("--silo", "silo-a", "--home", str(fed.folder / "silos"))
+    mine = fed.json("client", "fingerprint", "--silo", "silo-c", "--home", str(fed.folder / "silos"))["silo"]
+    fed.command("client", "peers", "pin", "silo-c", fingerprint(new_key().public_key()), *home)
+    try:
+        run = fed.submit(spec(rounds=2, silos=three, timeout_s=5))
+        view = fed.wait_for(run, "paused")
+        assert "the key of a silo is not the one that is known here" in view["reason"]
+        assert "silo-a, round 1: it refuses, for secure aggregation" in fed.command("run", "show", run)
+    finally:
+        fed.command("client", "peers", "pin", "silo-c", mine, *home)
+    fed.command("run", "continue", run)
+    view = fed.wait_for(run)
+    assert [r["cohort"] for r in view["rounds"]] == [list(three), list(three)]
 
 
 def test_a_killed_server_opens_the_sum_that_it_had_begun_to_open(fed: Federation) -> None:

@@ -112,6 +112,7 @@ class MaskedSilos:
     min_cohort: int
     by_name: dict[str, MaskedSilo] = field(default_factory=dict)
     seen: list[tuple[str, Request, bytes]] = field(default_factory=list)
+    revoked: set[str] = field(default_factory=set)
 
     def add(self, name: str, weight: int) -> None:
         binding = RunBinding(ca_fingerprint=CA, run="r-1", spec_hash=self.spec.hash)
@@ -183,7 +184,8 @@ class MaskedSilos:
             clip = self.spec.secure_aggregation.clip_range
             quantise(one.update(number), out[:size], bound=clip, limit=weight, rounding_key=secret, offset=0)
         given = one.figures(number)
-        out[size:] = figures.encode(Figures(weight, 0, 1.0, given.evaluated, given.trained), limit)
+        hiding = key_schedule.expand(one.name.encode() * 8, repr((number, size, terms.weights)))
+        out[size:] = figures.encode(Figures(weight, 0, 1.0, given.evaluated, given.trained), limit, hiding)
         return out
 
 
@@ -310,8 +312,9 @@ class MaskedWorld:
                 return Asking(world.silos)
 
             def members(self, names: Sequence[str]) -> list[Member]:
-                known = world.silos.by_name
-                return [Member(n, 1, public_pem(known[n].key), known[n].key.public_key()) for n in names]
+                known, revoked = world.silos.by_name, world.silos.revoked
+                here = [known[n] for n in names if n not in revoked]
+                return [Member(s.name, 1, public_pem(s.key), s.key.public_key()) for s in here]
 
         road = Road(on_trouble=lambda: None)
         parts = (store, None, road, None, 1, threading.Event(), Turns(), set(), CA)

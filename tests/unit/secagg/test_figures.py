@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import secrets
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from fedplat.secagg.fixedpoint import limit_for
 
 EMPTY = MetricSums(counts={"examples": [0], "confusion": [0, 0, 0, 0]}, totals={"loss": 0.0, "extra": 0.0})
 FORMAT = FiguresFormat(EMPTY)
+KEY = bytes(32)
 
 
 def sums(examples: int, loss: float, extra: float = 0.0) -> MetricSums:
@@ -40,7 +42,7 @@ SILO = st.builds(
 def test_the_sum_of_what_is_encoded_is_the_sum_of_the_figures(silos: list[Figures]) -> None:
     total = np.zeros(FORMAT.length, np.uint32)
     for silo in silos:
-        total += FORMAT.encode(silo, limit_for(64))
+        total += FORMAT.encode(silo, limit_for(64), secrets.token_bytes(32))
     found = FORMAT.decode(total, len(silos))
     assert found.weight == sum(s.weight for s in silos)
     assert found.num_clipped == sum(s.num_clipped for s in silos)
@@ -49,8 +51,8 @@ def test_the_sum_of_what_is_encoded_is_the_sum_of_the_figures(silos: list[Figure
         given_sums = [s for silo in silos if (s := getattr(silo, name)) is not None]
         assert getattr(found, f"num_{name}") == len(given_sums)
         summed = getattr(found, name)
-        if not given_sums:
-            assert summed is None
+        if len(given_sums) < len(silos):
+            assert summed is None, "a sum over those that give theirs would tell them"
             continue
         assert summed.counts == add_sums(given_sums).counts
         for key in EMPTY.totals:
@@ -58,12 +60,26 @@ def test_the_sum_of_what_is_encoded_is_the_sum_of_the_figures(silos: list[Figure
             assert summed.totals[key] == pytest.approx(exact, rel=1e-12, abs=64 * 2.0**-48)
 
 
+def test_the_figures_of_the_only_silo_that_gives_any_are_hidden_by_the_others() -> None:
+    mine = FORMAT.encode(Figures(weight=1, evaluated=sums(5, 1.0), trained=sums(7, 2.0)), limit_for(4), KEY)
+    hides = Figures(weight=1, trained=sums(1, 1.0))
+    others = [FORMAT.encode(hides, limit_for(4), key) for key in (bytes([1]) * 32, bytes([2]) * 32)]
+    total = mine + others[0] + others[1]
+    found = FORMAT.decode(total, 3)
+    assert (found.evaluated, found.num_evaluated, found.num_trained) == (None, 1, 3)
+    assert found.trained is not None
+    assert found.trained.num_examples == 9
+    assert not np.array_equal(others[0], others[1]), "noise of each silo's own, which does not cancel"
+    readable = FORMAT.encode(Figures(weight=3, evaluated=sums(5, 1.0)), limit_for(4), KEY)
+    assert not set(total[10:20].tolist()) & set(readable[10:20].tolist())
+
+
 def test_the_largest_figures_of_64_silos_do_not_wrap() -> None:
     limit = limit_for(64)
     each = Figures(limit, limit, 1e20, sums(limit, -1e27), sums(limit, 1e27))
     total = np.zeros(FORMAT.length, np.uint32)
     for _ in range(64):
-        total += FORMAT.encode(each, limit)
+        total += FORMAT.encode(each, limit, KEY)
     found = FORMAT.decode(total, 64)
     assert found.weight == 64 * limit
     assert found.evaluated is not None
@@ -78,13 +94,13 @@ def test_what_does_not_fit_is_refused() -> None:
         (Figures(trained=MetricSums(counts={"examples": [3]})), Refusal.FIGURES_CHANGED),
     ):
         with pytest.raises(RefusedError) as refused:
-            FORMAT.encode(figures, limit)
+            FORMAT.encode(figures, limit, KEY)
         assert refused.value.refusal is refusal
-    assert FORMAT.encode(Figures(weight=1, num_clipped=10**12), limit)[1] == limit, "a count that may saturate"
+    assert FORMAT.encode(Figures(weight=1, num_clipped=10**12), limit, KEY)[1] == limit, "a count that may saturate"
 
 
 def test_a_sum_that_makes_no_sense_is_refused() -> None:
-    honest = FORMAT.encode(Figures(weight=3, evaluated=sums(5, 1.0)), limit_for(4))
+    honest = FORMAT.encode(Figures(weight=3, evaluated=sums(5, 1.0)), limit_for(4), KEY)
     negative, weightless, odd = honest.copy(), honest.copy(), honest.copy()
     negative[1] = 2**32 - 1
     weightless[0] = 0

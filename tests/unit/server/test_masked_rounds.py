@@ -5,18 +5,25 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
+from fedplat.identity import new_key
 from fedplat.reasons import Code, Reason
 from fedplat.secagg.errors import Refusal
+from fedplat.secagg.figures import Figures
 from fedplat.secagg.state import open_run
-from fedplat.wire.messages import AgreeRequest, KeysRequest, Request, TrainRequest, UnmaskRequest
+from fedplat.wire.messages import AgreeRequest, KeysRequest, Request, TrainReply, TrainRequest, UnmaskRequest
+from fedplat_server.context import RoundLost, RoundTask
+from fedplat_server.driver import RunDriver
 from fedplat_server.recruiting import RunPaused
+from fedplat_server.rounds import run_round
 from fedplat_server.store import Store
-from tests.support.maskedworld import SAYS_NOTHING, SIZE, MaskedWorld
+from tests.support.maskedworld import SAYS_NOTHING, SIZE, Everybody, MaskedWorld
 
 FOUR = {"silo-a": 3, "silo-b": 1, "silo-c": 2, "silo-d": 10}
 
@@ -227,3 +234,148 @@ def test_what_the_server_receives_is_noise(tmp_path: Path) -> None:
             counts = np.bincount(np.concatenate(sums).view(np.uint8), minlength=256)
             chi_square = float(((counts - counts.mean()) ** 2 / counts.mean()).sum())
             assert chi_square < 400, subset  # 255 degrees of freedom: beyond 400 once in 10^8
+
+
+class Life:
+    """What the driver does with one round, over pauses and restarts: everything is made anew each time."""
+
+    def __init__(self, world: MaskedWorld, store: Store) -> None:
+        self.world, self.store = world, store
+        self.office = world.office(store)
+
+    def tries(self, most: int) -> list[str]:
+        """How each attempt at round 1 has ended, until one is ok."""
+        said: list[str] = []
+        while len(said) < most and "ok" not in said:
+            try:
+                self._attempt()
+                said.append("ok")
+            except RoundLost as lost:
+                said.append(f"lost: {lost}")
+                self._driver()._abandon_open_round(str(lost))
+            except RunPaused as paused:
+                said.append(f"paused: {paused}")
+        return said
+
+    def _driver(self) -> RunDriver:
+        driver = object.__new__(RunDriver)
+        driver._store, driver.run_id = self.store, "r-1"
+        return driver
+
+    def _attempt(self) -> None:
+        context, model = self.world.context(self.office)
+        assert context.secure is not None
+        task = self._driver()._open_task(1, model, context)
+        members = self.office.members(sorted(self.world.silos.by_name))
+        if task is None:
+            epoch, names = context.secure.silos_for(0, members)
+            task = RoundTask(1, self.store.secure.next_step("r-1"), model, names, epoch)
+        members = self.office.members(task.roster)
+        inquiry: Any = self.office.inquiry(TrainReply)
+        run_round(context, task, members, inquiry, Everybody(members), lambda *_: None)
+
+
+THREE = {"silo-a": 3, "silo-b": 1, "silo-c": 2}
+
+
+def test_fresh_keys_come_also_where_every_silo_is_needed(tmp_path: Path) -> None:
+    world = MaskedWorld(tmp_path / "w", THREE, rounds=1, min_cohort=3)
+    with opened(world) as store:
+        life = Life(world, store)
+        context, _ = world.context(life.office)
+        assert context.secure is not None
+        context.secure.epoch_for(life.office.members(sorted(THREE)))
+        lost = world.silos.by_name["silo-c"]
+        lost.state = open_run(None, lost.state.binding, lost.name)
+        first, second = life.tries(3)
+        assert first.startswith("lost: round 1 has updates of 2 of at least 3 silos")
+        assert second == "ok"
+        assert [s.epoch for s in store.secure.steps("r-1")] == [1, 2]
+
+
+def test_a_run_that_was_paused_for_a_failed_silo_asks_it_again(tmp_path: Path) -> None:
+    world = MaskedWorld(tmp_path / "w", THREE, rounds=1, min_cohort=3)
+    full = world.silos.by_name["silo-c"]
+    full.says = lambda asked: Reason.of(Code.DISK_FULL) if isinstance(asked, TrainRequest) else None
+    with opened(world) as store:
+        life = Life(world, store)
+        [paused] = life.tries(1)
+        assert paused.startswith("paused: round 1 has updates of 2 of at least 3 silos")
+        full.says = lambda _: None
+        assert life.tries(2)[-1] == "ok"
+
+
+def test_the_figures_of_one_silo_alone_are_not_seen(tmp_path: Path) -> None:
+    world = MaskedWorld(tmp_path / "w", THREE, rounds=1, min_cohort=3)
+    for name in ("silo-a", "silo-b"):
+        world.silos.by_name[name].figures = lambda _number: Figures()  # type: ignore[method-assign]
+    world.live()
+    with opened(world) as store:
+        assert store.rounds.list("r-1")[0].cohort == list(THREE)
+        assert store.rounds.evaluations("r-1") == []
+
+
+@pytest.mark.parametrize("refuses", [True, False])
+def test_a_silo_without_a_key_costs_no_epoch_a_round(tmp_path: Path, refuses: bool) -> None:
+    world = MaskedWorld(tmp_path / "w", {**THREE, "silo-d": 1}, rounds=3, min_cohort=3)
+    no_key = Reason.of_refusal(Refusal.RUN_CHANGED) if refuses else SAYS_NOTHING
+    world.silos.by_name["silo-d"].says = lambda asked: no_key if isinstance(asked, KeysRequest) else None
+    with opened(world) as store:
+        office = world.office(store)
+        context, model = world.context(office)
+        assert context.secure is not None
+        for number in (1, 2, 3):
+            model = world.round(office, context, number, model).model
+            if not refuses:  # whoever is silent is away from then on: see `RunDriver._note_without`
+                assert context.secure.without.keys() == {"silo-d"}
+                break
+        assert {s.epoch for s in store.secure.steps("r-1")} == {1}
+
+
+def test_another_cohort_is_tried_once_a_silo_of_the_first_is_revoked(tmp_path: Path) -> None:
+    world = MaskedWorld(tmp_path / "w", {**THREE, "silo-d": 1}, rounds=1)
+    rules = world.silos.rules
+    world.silos.rules = lambda: replace(rules(), max_releases_per_model=2)  # type: ignore[method-assign]
+    for name in ("silo-b", "silo-c"):
+        world.silos.by_name[name].says = silent_once(UnmaskRequest)
+    dead = [False]
+
+    def dies(asked: Request) -> str | None:
+        dead[0] = dead[0] or isinstance(asked, UnmaskRequest)
+        return SAYS_NOTHING if dead[0] else None
+
+    world.silos.by_name["silo-d"].says = dies
+    with opened(world) as store:
+        life = Life(world, store)
+        first, second = life.tries(2)
+        assert "help to open the sum" in first
+        assert "silo-d must come back" in second
+        world.silos.revoked.add("silo-d")
+        assert life.tries(2)[-1] == "ok"
+        assert store.rounds.list("r-1")[0].cohort == list(THREE)
+
+
+def test_a_child_is_bound_by_what_was_shown_of_its_first_weights_only(tmp_path: Path) -> None:
+    world = MaskedWorld(tmp_path / "w", THREE, rounds=3)
+    world.live()
+    with opened(world) as store:
+        run = store.runs.get("r-1")
+        facts = {"name": "m", "spec": run.spec, "spec_hash": run.spec_hash, "rounds_planned": 3}
+        store.runs.create(run_id="r-2", parent_id="r-1", rounds_committed=1, **facts)
+        store.rounds.open(run_id="r-2", number=2, step=1, roster=list(THREE))
+        context, _ = world.context(world.office(store))
+        assert context.secure is not None
+        context.secure.binding = context.secure.binding.model_copy(update={"run": "r-2"})
+        shown = [context.secure._shown(number) for number in (1, 2, 3)]
+        assert [row and (row.run_id, row.round_number) for row in shown] == [("r-1", 2), None, None]
+
+
+def test_a_silo_with_a_new_key_begins_an_epoch(tmp_path: Path) -> None:
+    world = MaskedWorld(tmp_path / "w", FOUR, rounds=2)
+    with opened(world) as store:
+        office = world.office(store)
+        context, model = world.context(office)
+        model = world.round(office, context, 1, model).model
+        world.silos.by_name["silo-b"].key = new_key()
+        world.round(office, context, 2, model)
+        assert [s.epoch for s in store.secure.steps("r-1")] == [1, 2]

@@ -42,7 +42,7 @@ WEIGHTS = np.random.default_rng(0).normal(size=SIZE).astype(np.float32)
 class LargeSilo(Silo):
     def __init__(self, home: SiloHome, server: RoadServer, precision: str = "fp32") -> None:
         self.home, self.server = home, server
-        self.spec: RunSpec = make_spec(data={"name": "none"}, transport={"precision": precision})
+        self.spec: RunSpec = make_spec(data={"name": "none"}, transport={"precision": precision}, rounds={"count": 100})
         self.precision = self.spec.transport.precision
         self.cast = Cast(layout=LAYOUT, update=0.1)
         self.said = []
