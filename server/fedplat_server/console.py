@@ -14,6 +14,7 @@ import click
 
 from fedplat.home import ServerHome, fedplat_home
 from fedplat_server.adminclient import connect
+from fedplat_server.heap import share_heap
 
 View = dict[str, Any]
 POLL_S = 0.5
@@ -22,6 +23,7 @@ _FIGURES = ("loss", "accuracy", "precision", "recall", "f1", "mae", "rmse", "r2"
 
 def run_server(home: str | None, given: dict[str, object]) -> None:
     """Start and serve; says what was made and what to do next."""
+    share_heap()
     server_home = ServerHome(fedplat_home(home))
     first = not server_home.ca.exists()
     server_home.create()

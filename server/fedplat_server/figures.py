@@ -36,14 +36,11 @@ def evaluations(parts: Sequence[TrainReply], number: int, stepped: Stepped) -> I
 def masked_evaluations(
     figures: Figures, number: int, cohort: Sequence[str], divergence: float | None = None
 ) -> Iterator[Evaluation]:
-    """The same from the figures of all silos together; if not all have given theirs, nobody knows who."""
-    for split, round_number, sums, num_silos, further in (
-        (Split.TEST, number - 1, figures.evaluated, figures.num_evaluated, {}),
-        (Split.TRAIN, number, figures.trained, figures.num_trained, {"divergence": divergence}),
-    ):
-        if sums is not None:
-            silos = list(cohort) if num_silos == len(cohort) else []
-            yield _evaluation(sums, round_number, split, silos, num_silos, further)
+    """The same from the figures of all silos of a cohort together, which are there if all have given theirs."""
+    if figures.evaluated is not None:
+        yield _evaluation(figures.evaluated, number - 1, Split.TEST, cohort, {})
+    if figures.trained is not None:
+        yield _evaluation(figures.trained, number, Split.TRAIN, cohort, {"divergence": divergence})
 
 
 def evaluation(
@@ -57,23 +54,21 @@ def evaluation(
     usual = Counter(s.shape for _, s in sums).most_common(1)[0][0]
     sums = [(silo, s) for silo, s in sums if s.shape == usual]
     silos = [silo for silo, _ in sums]
-    return _evaluation(add_sums(s for _, s in sums), round_number, split, silos, len(silos), further or {})
+    return _evaluation(add_sums(s for _, s in sums), round_number, split, silos, further or {})
 
 
 def _evaluation(
     total: MetricSums,
     round_number: int,
     split: Split,
-    silos: list[str],
-    num_silos: int,
+    silos: Sequence[str],
     further: Mapping[str, float | None],
 ) -> Evaluation:
     figures = summarise(total) | {k: v for k, v in further.items() if v is not None}
     return Evaluation(
         round_number=round_number,
         split=split,
-        silos=silos,
-        num_silos=num_silos,
+        silos=list(silos),
         num_examples=total.num_examples,
         loss=figures.pop("loss", None),
         metrics=figures,

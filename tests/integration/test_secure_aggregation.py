@@ -57,7 +57,7 @@ def test_the_model_is_right_and_the_server_has_seen_no_update(fed: Federation, s
     assert [len(r["cohort"]) for r in view["rounds"]] == [4, 4, 4]
     tests = {e["round_number"]: e for e in view["evaluations"] if e["split"] == "test"}
     assert sorted(tests) == [0, 1, 2, 3]
-    assert all(e["num_silos"] == 4 and e["silos"] == list(SILOS) for e in tests.values())
+    assert all(e["silos"] == list(SILOS) for e in tests.values())
     assert all(p["num_examples"] is None and p["metrics"] is None for p in view["silo_rounds"])
     steps = view["secure_steps"]
     assert [(s["round_number"], s["closing"]) for s in steps] == [(1, False), (2, False), (3, False), (3, True)]

@@ -100,8 +100,7 @@ class Round:
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
-    """How good the weights of a round are (0: the initial ones), over the examples of `silos`: empty where it is not
-    known whose they are, only that they are of `num_silos` of them."""
+    """How good the weights of a round are (0: the initial ones), over the examples of `silos`."""
 
     round_number: int
     split: Split
@@ -109,7 +108,6 @@ class Evaluation:
     num_examples: int | None
     loss: float | None
     metrics: Mapping[str, object] = field(default_factory=dict)
-    num_silos: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)

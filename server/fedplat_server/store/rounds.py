@@ -275,7 +275,7 @@ def _write_evaluation(connection: Connection, run_id: str, evaluation: Evaluatio
     key = {"run_id": run_id, "round_number": evaluation.round_number, "split": evaluation.split}
     values = {
         "silos": evaluation.silos,
-        "num_silos": evaluation.num_silos or len(evaluation.silos),
+        "num_silos": len(evaluation.silos),
         "loss": evaluation.loss,
     }
     values |= {"num_examples": evaluation.num_examples, "metrics": evaluation.metrics}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from datetime import UTC, datetime
 
 import pytest
@@ -246,12 +245,6 @@ def test_an_evaluation_is_replaced_by_a_better_covered_one(store: Store) -> None
     for silos, loss in ((COHORT, 0.6), (ROSTER, 0.5)):
         found = Evaluation(round_number=2, split=Split.TRAIN, silos=silos, num_examples=9, loss=loss)
         store.rounds.record_evaluation(run_id=RUN, evaluation=found)
-    assert store.rounds.evaluations(RUN) == [replace(found, num_silos=len(ROSTER))]
-
-
-def test_an_evaluation_may_know_how_many_silos_it_is_of_and_not_which(store: Store) -> None:
-    found = Evaluation(round_number=2, split=Split.TEST, silos=[], num_silos=3, num_examples=9, loss=0.5)
-    store.rounds.record_evaluation(run_id=RUN, evaluation=found)
     assert store.rounds.evaluations(RUN) == [found]
 
 
