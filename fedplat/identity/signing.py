@@ -22,6 +22,7 @@ class Label(StrEnum):
     COHORT = "fedplat/1/cohort"
     LEDGER = "fedplat/1/ledger"
     LEDGER_HEAD = "fedplat/1/ledger-head"
+    LEDGER_REPORT = "fedplat/1/ledger-report"
     JOIN = "fedplat/1/join"
     SERVER = "fedplat/1/server"
 

@@ -1,0 +1,117 @@
+"""What a report is made from: facts of one population at one silo, wherever they are kept."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Annotated
+
+from pydantic import AwareDatetime, Field
+
+from fedplat.ledger import Attempt, Delta, Digest, Epsilon, Events, Name, Round, SiloName, Unit
+from fedplat.report.base import Count, Part
+
+RunName = Annotated[str, Field(min_length=1, max_length=63)]
+
+
+class RunState(StrEnum):
+    """`planned`: a spec that was not submitted, or not accepted, yet."""
+
+    PLANNED = "planned"
+    OPEN = "open"
+    CLOSED = "closed"
+
+
+class SpecFacts(Part):
+    """What a run's spec says beyond the charge; of a run that is over, a silo keeps its hash alone."""
+
+    study: Name
+    task: Name
+    num_rounds: Count
+    clip_norm: float
+    expected_batch_size: Count
+    metrics: str
+    secure_aggregation: bool
+
+
+class RunFacts(Part):
+    """`rest`: what it may still spend, or all of a plan. `has_privacy`: False if it released without noise."""
+
+    run: RunName
+    dataset: Name
+    spec_hash: Digest
+    mode: str
+    unit: Unit
+    state: RunState
+    has_privacy: bool
+    rest: Events = ()
+    spec: SpecFacts | None = None
+
+
+class Release(Part):
+    """Something that left the silo, and what it was charged; no events if it had no noise."""
+
+    at: AwareDatetime
+    run: RunName
+    round: Round
+    attempt: Attempt
+    events: Events
+
+
+class DatasetFacts(Part):
+    """`num_patients`: None where the data do not say whose a record is."""
+
+    name: Name
+    num_records: Count
+    num_patients: Count | None
+    num_excluded: Count | None = None
+
+
+class Limit(Part):
+    """A budget: epsilon at delta, for life."""
+
+    epsilon: Epsilon
+    delta: Delta
+    unit: Unit
+
+
+class BookFacts(Part):
+    """The ledger at its head. `countersigned`: up to which entry the server has signed that it knows the book.
+
+    `problem`: why the book cannot be relied on; empty if it is whole, from its first entry to its last.
+    """
+
+    seq: Count
+    head: Digest
+    countersigned: Count | None
+    problem: str = ""
+
+
+class Material(Part):
+    """One population. `subject`: the run that the report is about; None for the patients' whole life.
+
+    `lost`: what was charged in place of entries that an old copy of the book lacked. `num_units`: the patients or
+    records that a planned run samples from, as it was declared.
+    """
+
+    made_at: AwareDatetime
+    silo: SiloName
+    book: BookFacts | None
+    datasets: tuple[DatasetFacts, ...]
+    unit: Unit
+    limits: tuple[Limit, ...]
+    delta: Delta
+    runs: tuple[RunFacts, ...]
+    releases: tuple[Release, ...]
+    lost: Events = ()
+    subject: RunName | None = None
+    num_units: Count | None = None
+
+    @property
+    def the_run(self) -> RunFacts | None:
+        """The run that the report is about."""
+        return next((run for run in self.runs if run.run == self.subject), None)
+
+    @property
+    def is_plan(self) -> bool:
+        """Whether it was made before the run."""
+        return self.the_run is not None and self.the_run.state is RunState.PLANNED

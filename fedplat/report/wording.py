@@ -1,0 +1,154 @@
+"""What the report says in sentences."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from fedplat.privacy.values import round_up
+from fedplat.report.material import Material
+from fedplat.report.model import Actor, Assumption, Kind, Lifetime, Loss, PrivacyLoss, Status
+
+TO_BE_FILLED_IN = (
+    "Purpose of the processing",
+    "Legal basis",
+    "Ethics approval (reference)",
+    "Controllers",
+    "Recipients of the model",
+    "Retention",
+    "Privacy officer",
+    "Decision, and until when it holds",
+)
+COMPOSITION = (
+    "All releases on these patients are composed from their events, over all runs and all datasets that share a"
+    " patient or a record, tuning runs included. Epsilons of runs do not add up to the epsilon of all of them."
+)
+MECHANISMS = (
+    "DP-SGD: each step samples every patient (or record) with a probability of its own, clips its gradient to the clip"
+    " norm, adds Gaussian noise of noise multiplier x clip norm once a step, and divides by a declared constant."
+)
+RANDOMNESS = "The operating system's, in the silo; the server knows no seed of samples or noise."
+NO_AUDIT = "No attack was run against the models of this report; the figures are proofs, not measurements."
+
+_UNITS = {
+    "patient": "All records of one patient in this silo's training data, together.",
+    "record": "One record in this silo's training data. A patient with several records is protected less.",
+}
+
+
+def unit_in_words(material: Material) -> str:
+    """Whom the figures protect."""
+    return _UNITS[material.unit]
+
+
+def summary(material: Material, kind: Kind, loss: PrivacyLoss, lifetime: Lifetime) -> tuple[str, ...]:
+    """Page one, in odds: the wording that people understood best (Nanayakkara et al. 2023)."""
+    will = "would be" if kind is Kind.PLAN else "is"
+    lines = []
+    if loss.alone is not None:
+        lines.append(_odds(material, f"From what run {material.subject} {_releases(kind)} alone: s", loss.alone, will))
+    leads = {
+        Kind.LIFETIME: "S",
+        Kind.RUN: "From all that these patients' data were used for here, that run included: s",
+        Kind.PLAN: "From all that these patients' data were, and may yet be, used for here, this plan included: s",
+    }
+    return (*lines, _odds(material, leads[kind], loss.lifetime, will), *_figures(kind, loss, lifetime))
+
+
+def failed(assumptions: tuple[Assumption, ...]) -> tuple[str, ...]:
+    """Page one, where something does not hold."""
+    names = [one.statement for one in assumptions if one.status is Status.FAIL]
+    return tuple(f"Attention, this does not hold: {name}" for name in names)
+
+
+def unprotected(material: Material) -> tuple[str, ...]:
+    """What the promise does not cover."""
+    return tuple(_unprotected(material))
+
+
+def actors(material: Material) -> tuple[Actor, ...]:
+    """Who sees what."""
+    run = material.the_run
+    is_secure = run.spec.secure_aggregation if run is not None and run.spec is not None else None
+    single = "every update of this silo, noised before it left"
+    total = "the sum of all silos' updates, each of them noised before it left, and no single one"
+    sees = {True: total, False: single, None: f"as a run's spec says, {single}, or only {total}"}[is_secure]
+    return (
+        Actor(name=f"Silo {material.silo}", sees="its own records, and each round's model"),
+        Actor(name="The server and its operator", sees=sees),
+        Actor(name="Other silos", sees="each round's model, which is made of the noised updates"),
+        Actor(name="Whoever gets the model", sees="the final model, and what the study publishes of its rounds"),
+    )
+
+
+def _releases(kind: Kind) -> str:
+    return "will release" if kind is Kind.PLAN else "released"
+
+
+def _odds(material: Material, lead: str, loss: Loss, will: str) -> str:
+    who = "whether a patient took part" if material.unit == "patient" else "whether a record was used"
+    text = f"{lead}omeone who tries to tell from the model {who} {will} right "
+    if loss.epsilon is None:
+        return f"{text}up to 100 times in 100: there is no bound, where a coin toss is right 50 times."
+    return f"{text}at most {loss.right_in_100} times in 100, where a coin toss is right 50 times."
+
+
+def _figures(kind: Kind, loss: PrivacyLoss, lifetime: Lifetime) -> Iterator[str]:
+    delta = f"{lifetime.delta:g}"
+    if loss.alone is not None:
+        yield f"In the usual measure, that run's epsilon is {say(loss.alone.epsilon)} at delta {delta}."
+    when = "would have been spent with this plan and all that open runs may still spend"
+    what = when if kind is Kind.PLAN else "was spent so far"
+    if lifetime.after is None:
+        yield "For life, no epsilon bounds what was released, or may be: something has no noise, or too little."
+    else:
+        yield f"For life, epsilon {say(lifetime.after)} at delta {delta} {what}."
+    if lifetime.budget is None:
+        yield "There is no budget for these patients: nothing stops further runs."
+    elif lifetime.fits:
+        yield f"That is within the budget of epsilon {lifetime.budget:g}, which is for life and for all runs together."
+    else:
+        most = "more than any number" if lifetime.committed is None else f"{say(lifetime.committed)}, which is more"
+        whole = "with all that open runs may still spend it comes to"
+        yield f"The budget for life is epsilon {lifetime.budget:g}; {whole} {most}."
+
+
+def _unprotected(material: Material) -> Iterator[str]:
+    yield (
+        "What the study finds out about people in general. If the model shows that smokers fall ill more often, one"
+        " learns something about every smoker, whether or not they were in the data."
+    )
+    yield "That this hospital takes part, in which runs and when, and how long it needed: timings leave as they are."
+    yield "How many patients or records there are: the promise takes the number as public."
+    yield _metrics(material)
+    yield "What was, or will be, published from the same data by other means than this ledger's runs."
+    yield "The records in the hospital itself: this is about what leaves it, not about who can read them there."
+    if material.unit == "record" and not all(_is_single(d.num_records, d.num_patients) for d in material.datasets):
+        yield "A patient with several records: each of them is protected as the figures say, all together less."
+    if bare := [run.run for run in material.runs if not run.has_privacy]:
+        yield f"Everything that runs without differential privacy learned from these data: {', '.join(bare)}."
+
+
+def _metrics(material: Material) -> str:
+    run = material.the_run
+    known = run.spec.metrics if run is not None and run.spec is not None else None
+    told = (
+        "no epsilon counts them. Those on training records tell something about the very patients that this report is"
+        " about, those on test records about others"
+    )
+    if known == "none":
+        return "Nothing through figures of merit: this run lets none of them leave (metrics = none)."
+    if known is not None:
+        return f"Figures of merit (loss, accuracy ...) leave without noise (metrics = {known}): {told}."
+    return (
+        "Figures of merit (loss, accuracy ...), where a run's spec lets them leave without noise"
+        f" (metrics = unprotected): {told}. The ledger does not keep what the specs of past runs said."
+    )
+
+
+def _is_single(num_records: int, num_patients: int | None) -> bool:
+    return num_patients == num_records
+
+
+def say(epsilon: float | None) -> str:
+    """Rounded up to three digits after the point."""
+    return "without bound" if epsilon is None else f"{round_up(epsilon, 3):.3f}"

@@ -1,0 +1,173 @@
+"""From a silo's real book to a file, and back."""
+
+from __future__ import annotations
+
+import json
+import stat
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+from fedplat.errors import FedplatError
+from fedplat.home import ServerHome
+from fedplat.identity import ca_fingerprint, ensure_authority, fingerprint, public_pem
+from fedplat.privacy import SampledGaussian, epsilon
+from fedplat.report import ReportFile
+from fedplat.spec import load_spec
+from fedplat_silo.approvals import ask
+from fedplat_silo.commands_report import report
+from fedplat_silo.membership import Membership, Place, save_membership
+from tests.support.specs import table
+from tests.unit.ledger.scene import Scene
+
+PRIVATE = """
+[privacy]
+mode = "record"
+metrics = "none"
+noise_multiplier = 2.0
+delta = 1e-5
+[strategy]
+weighting = "uniform"
+"""
+
+
+def some(num: int) -> SampledGaussian:
+    return SampledGaussian(sampling_rate=0.02, noise_multiplier=1.5, num_steps=num)
+
+
+@pytest.fixture
+def silo(tmp_path: Path) -> Scene:
+    """Thirty patients, a budget, and a run that released twice of three times."""
+    scene = Scene(tmp_path)
+    scene.register(patients=range(30))
+    scene.budget(4)
+    scene.reserve("r-1", some(300))
+    for number in (1, 2):
+        scene.book.spend("r-1", number, f"d{number}", [some(100)])
+    return scene
+
+
+def enrol(silo: Scene) -> None:
+    """As if it had joined this server."""
+    home = ServerHome(silo.folder)
+    home.create()
+    ca_pem = ensure_authority(home).certificate_pem
+    place = Place(
+        address="localhost:1",
+        node_id=1,
+        server_key=public_pem(silo.server),
+        ca_fingerprint=ca_fingerprint(ca_pem),
+        key_fingerprint=fingerprint(silo.key.public_key()),
+        invite="0" * 64,
+    )
+    save_membership(silo.home, Membership(silo.home.name, place, ca_pem, silo.key))
+
+
+def call(silo: Scene, *arguments: str) -> Result:
+    done = CliRunner().invoke(report, [*arguments, "--home", str(silo.folder)])
+    if done.exception is not None and not isinstance(done.exception, SystemExit):
+        raise done.exception
+    return done
+
+
+def made(silo: Scene, *arguments: str) -> ReportFile:
+    return ReportFile.model_validate_json(call(silo, "privacy", *arguments, "--format", "json").stdout)
+
+
+def test_a_run_by_the_book(silo: Scene) -> None:
+    found = made(silo, "--run", "r-1").report
+    assert found.privacy_loss.alone is not None
+    assert found.privacy_loss.alone.epsilon == epsilon([some(200)], delta=1e-5)
+    assert found.accounting.lifetime.committed == epsilon([some(300)], delta=1e-5)
+    assert [one.round for one in found.accounting.releases] == [1, 2]
+    book = found.governance.ledger
+    assert book is not None
+    assert (book.seq, book.head) == silo.book.head()
+    assert [d.num_patients for d in found.datasets] == [30]
+
+
+def test_the_only_dataset_is_meant_and_its_name_is_checked(silo: Scene) -> None:
+    assert made(silo).report.accounting.lifetime.after == epsilon([some(200)], delta=1e-5)
+    assert made(silo, "--dataset", "heart").report.kind == "lifetime"
+    silo.register("other", patients=range(100, 110))
+    for arguments in ((), ("--dataset", "x"), ("--run", "r-9")):
+        with pytest.raises(FedplatError) as caught:
+            made(silo, *arguments)
+        assert "There are:" in caught.value.hint
+
+
+def test_a_signed_page_is_verified(silo: Scene) -> None:
+    enrol(silo)
+    page = silo.folder / "report.html"
+    assert "signed by this silo" in call(silo, "privacy", "--run", "r-1", "--output", str(page)).stdout
+    assert stat.S_IMODE(page.stat().st_mode) == 0o600
+    assert "NOT" not in call(silo, "verify", str(page)).stdout
+    assert json.loads(call(silo, "verify", str(page), "--json").stdout)["key_is_known"] is True
+    elsewhere = ["verify", str(page), "--home", str(silo.folder / "nowhere")]
+    assert "NOT checked" in CliRunner().invoke(report, elsewhere).stdout
+    with pytest.raises(FedplatError, match="another key"):
+        call(silo, "verify", str(page), "--fingerprint", "0" * 64)
+    page.write_text(page.read_text().replace("coin toss", "good guess", 1))
+    with pytest.raises(FedplatError, match="does not say"):
+        call(silo, "verify", str(page))
+
+
+def test_a_silo_without_a_key_signs_nothing(silo: Scene) -> None:
+    assert "not enrolled" in made(silo).unsigned_because
+
+
+def test_an_old_copy_of_the_book_is_reported_and_not_signed(silo: Scene) -> None:
+    enrol(silo)
+    files = silo.files()
+    silo.book.spend("r-1", 3, "d3", [some(100)])
+    silo.restore(files | {"ledger.head": silo.files()["ledger.head"]})
+    file = made(silo)
+    assert file.signature is None
+    assert "not whole" in file.unsigned_because
+
+
+def test_a_plan_before_the_run(silo: Scene) -> None:
+    plan = silo.folder / "study.toml"
+    plan.write_text(table("heart", rounds=10) + PRIVATE)
+    found = made(silo, "--plan", str(plan), "--units", "30").report
+    assert found.kind == "plan"
+    assert found.privacy_loss.privacy_unit == "record"
+    assert found.accounting.runs[-1].spec is not None
+    assert found.accounting.runs[-1].spec.metrics == "none"
+    assert found.accounting.lifetime.before == epsilon([some(300)], delta=1e-5)
+    for wrong in (["--plan", str(plan)], ["--units", "3"], ["--run", "r-1", "--dataset", "heart"]):
+        assert CliRunner().invoke(report, ["privacy", *wrong]).exit_code == 2
+
+
+def test_a_plan_before_there_is_a_ledger(silo: Scene, tmp_path: Path) -> None:
+    (tmp_path / "b" / "silos" / "new").mkdir(parents=True, mode=0o700)
+    plan = tmp_path / "study.toml"
+    plan.write_text(table("heart") + PRIVATE)
+    done = CliRunner().invoke(report, ["privacy", "--plan", str(plan), "--units", "300", "--home", str(tmp_path / "b")])
+    assert done.exit_code == 0, done.output
+    assert "There is no budget" in done.stdout
+    assert "There is no ledger yet" in done.stdout
+
+
+def test_the_spec_of_a_run_that_was_asked_about_is_known(silo: Scene) -> None:
+    plan = silo.folder / "study.toml"
+    plan.write_text(table("heart") + PRIVATE)
+    spec = load_spec(plan)
+    silo.book.reserve(
+        "r-2", spec_hash=spec.hash, dataset="heart", mode="record", unit="patient", delta=1e-5, events=[some(10)]
+    )
+    ask(silo.home, "r-2", spec)
+    facts = made(silo, "--run", "r-2").report.accounting.runs[-1].spec
+    assert facts is not None
+    assert (facts.metrics, facts.clip_norm) == ("none", 1)
+
+
+def test_what_is_no_report(silo: Scene) -> None:
+    other = silo.folder / "x.md"
+    other.write_bytes(b"\xff\xfe")
+    with pytest.raises(FedplatError, match="cannot be read"):
+        call(silo, "verify", str(other))
+    other.write_text("# Report")
+    with pytest.raises(FedplatError, match="no privacy report"):
+        call(silo, "verify", str(other))
