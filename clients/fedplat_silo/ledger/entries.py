@@ -68,7 +68,7 @@ class ExclusionUsed(_Fields):
     dataset: Name
     column: Column | None
     num_listed: Count
-    num_found: Count
+    num_found: Count | None
     change: Digest
 
 
