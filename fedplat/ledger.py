@@ -121,6 +121,28 @@ class SignedStatement(_Frozen):
     signature: Signature
 
 
+class Countersignature(_Frozen):
+    """The server's signature over the head that a reservation had."""
+
+    seq: Seq
+    head: Digest
+    signature: Signature
+
+
+class LedgerHead(_Frozen):
+    """What the server knows of a silo's book: the last entry that a statement told, and what it has countersigned."""
+
+    seq: Seq
+    head: Digest
+    countersigned: Countersignature | None = None
+
+
+class LedgerCopy(LedgerHead):
+    """With each population's last statement, one of which has that head."""
+
+    copies: Annotated[tuple[SignedStatement, ...], Field(max_length=1000)]
+
+
 def sign_statement(key: ec.EllipticCurvePrivateKey, statement: Statement) -> SignedStatement:
     """By the silo's enrolled key."""
     text = canonical_json(statement.model_dump(mode="json"))

@@ -58,6 +58,15 @@ class Code(StrEnum):
     REVOKED = "revoked"
     MASKING_STATE = "masking_state"
     MASKING_REFUSED = "masking_refused"
+    PRIVACY = "privacy"
+    LEDGER = "ledger"
+    LEDGER_BEHIND = "ledger_behind"
+    LEDGER_DAMAGED = "ledger_damaged"
+    BUDGET_EXCEEDED = "budget_exceeded"
+    RUN_UNPROTECTED = "run_unprotected"
+    APPROVAL_PENDING = "approval_pending"
+    APPROVAL_REFUSED = "approval_refused"
+    OUTSIDE_HOURS = "outside_hours"
     INTERNAL = "internal"
 
 
@@ -146,6 +155,37 @@ _TEXT: dict[Code, tuple[str, str]] = {
         "a new epoch with fresh keys from every silo begins by itself",
     ),
     Code.MASKING_REFUSED: ("it refuses, for secure aggregation ({rule!r})", "see docs/threat-model.md"),
+    Code.PRIVACY: (
+        "it cannot train this privately",
+        "the silo's log says which part of the spec, task or model rules it out",
+    ),
+    Code.LEDGER: ("its privacy ledger cannot be used", "the silo's log has the detail"),
+    Code.LEDGER_BEHIND: (
+        "its privacy ledger lacks entries that were made: an old copy was restored",
+        "at the silo: fedplat client budget reconcile",
+    ),
+    Code.LEDGER_DAMAGED: (
+        "its privacy ledger is not as it was written",
+        "at the silo: fedplat client budget verify",
+    ),
+    Code.BUDGET_EXCEEDED: (
+        "it does not fit into the privacy budget of its dataset {dataset!r}: epsilon would reach {total} of {budget}"
+        " at delta {delta} (spent {spent}, with other open runs {committed}; this alone {asked})",
+        "plan fewer rounds or more noise; the silo's privacy officer sets the budget: fedplat client budget set",
+    ),
+    Code.RUN_UNPROTECTED: (
+        "its dataset has a privacy budget, and this run would release what no budget counts",
+        "set [privacy] mode and unit in the spec; the silo's log says what is missing",
+    ),
+    Code.APPROVAL_PENDING: (
+        "somebody there has to agree to this run first",
+        "at the silo: fedplat client runs pending, then fedplat client approve RUN",
+    ),
+    Code.APPROVAL_REFUSED: ("somebody there has refused this run", "ask the silo's administrator why"),
+    Code.OUTSIDE_HOURS: (
+        "it trains at other hours only",
+        "it takes part again by itself; allowed_hours in its policy.toml",
+    ),
     Code.INTERNAL: ("something unforeseen failed while {phase}", "the silo's log has the detail"),
 }
 
@@ -157,7 +197,7 @@ _NEW_EPOCH = frozenset(
 )
 
 # The silo is well and will say another thing later: it is asked again.
-LATER = frozenset({Code.BUSY, Code.PAUSED, Code.NOT_JOINED})
+LATER = frozenset({Code.BUSY, Code.PAUSED, Code.NOT_JOINED, Code.APPROVAL_PENDING, Code.OUTSIDE_HOURS})
 
 # What can get better with the same spec: by itself, or by what a person does at the silo.
 PASSING = LATER | {
@@ -170,6 +210,9 @@ PASSING = LATER | {
     Code.DISK_FULL,
     Code.MASKING_STATE,
     Code.MASKING_REFUSED,
+    Code.LEDGER,
+    Code.LEDGER_BEHIND,
+    Code.LEDGER_DAMAGED,
     Code.INTERNAL,
 }
 

@@ -34,6 +34,7 @@ from fedplat.wire.messages import (
     WeightsRequest,
 )
 from fedplat_silo.data.errors import Refused
+from fedplat_silo.ledger import LedgerError
 from fedplat_silo.participation import Exchange
 from fedplat_silo.policy import Rule
 from fedplat_silo.runs import Runs
@@ -158,6 +159,8 @@ def _reason(request: Request, error: Exception) -> Reason:
             return error.reason
         case RefusedError():
             return Reason.of_refusal(error.refusal)
+        case LedgerError():
+            return Reason.of(Code(error.code), **error.words)
         case WireError():
             return Reason.of(Code.MESSAGE_INVALID)
         case PolicyError():

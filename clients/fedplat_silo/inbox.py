@@ -12,7 +12,7 @@ from queue import SimpleQueue
 from flwr.app import Context, Error, Message, RecordDict
 from flwr.clientapp import ClientApp
 
-from fedplat.errors import ConflictError, ConnectionLostError, WireError
+from fedplat.errors import ConflictError, ConnectionLostError, FedplatError, WireError
 from fedplat.reasons import Code
 from fedplat.wire.messages import TrainRequest
 from fedplat_silo.backoff import Backoff
@@ -154,7 +154,7 @@ class Inbox:
         log.info("run %s is over", run)
         try:
             self._runs.end(run)
-        except OSError as error:
+        except (OSError, FedplatError) as error:
             log.warning("run %s could not be tidied away; the next start of this silo does it: %s", run, error)
 
     def _handle(self, item: _Opened, line: _Line) -> None:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
+import secrets
 import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from datetime import datetime
 from pathlib import Path
 from typing import Protocol, TypeVar
 
@@ -18,14 +20,15 @@ import numpy as np
 
 from fedplat import __version__
 from fedplat.canonical import sha256_hex
-from fedplat.errors import DataError, WireError
+from fedplat.errors import DataError, FedplatError, WireError
 from fedplat.home import SiloHome
+from fedplat.ledger import LedgerCopy
 from fedplat.metrics import MetricSums
 from fedplat.params import Vector
 from fedplat.reasons import Code, Reason
 from fedplat.secagg.errors import Refusal, RefusedError
 from fedplat.secagg.figures import Figures, FiguresFormat, part_of
-from fedplat.secagg.keys import expand
+from fedplat.secagg.keys import KEY_BYTES, expand
 from fedplat.spec import RunSpec, Weighting
 from fedplat.wire.buffers import INLINE_BYTES
 from fedplat.wire.codec import Parcel
@@ -51,7 +54,9 @@ from fedplat.wire.messages import (
     layout_to_wire,
 )
 from fedplat.wire.terms import Shape, format_of, step_terms
+from fedplat_silo.accounts import NO_DATA, Account
 from fedplat_silo.data.errors import Refused
+from fedplat_silo.data.exclusion import exclusion_file
 from fedplat_silo.datasets import load_datasets
 from fedplat_silo.masked import masked, quantised, vector_digest, words_of
 from fedplat_silo.masker import Masker
@@ -68,7 +73,6 @@ from fedplat_silo.trainer.plan import TrainingPlan
 Answer = TypeVar("Answer", bound=Reply)
 MaskedAnswer = TypeVar("MaskedAnswer", TrainReply, EvaluateReply)
 log = logging.getLogger(__name__)
-NO_DATA = "none"  # the dataset of a task that needs none
 
 
 class Workers(Protocol):
@@ -109,11 +113,12 @@ class Participation:
     """One run at this silo. Used by the run's own thread; only `warm_up`, `interrupt` and `close` may come from
     others."""
 
-    def __init__(self, run: str, spec: RunSpec, policy: Policy, site: Site) -> None:
+    def __init__(self, run: str, spec: RunSpec, policy: Policy, site: Site, account: Account) -> None:
         self.run = run
         self.spec = spec
         self.policy = policy
         self._site = site
+        self._account = account
         self._spool = Spool(site.home.spool)
         self._road = site.make_road()
         self._transfer_s = 0.0
@@ -125,12 +130,16 @@ class Participation:
         self._over = threading.Event()
         self._preparing = threading.Lock()
 
-    def join(self, parent: str | None = None) -> JoinReply:
-        """Prepares the workers and says what this silo trains with. `parent`: the run that this one continues. Raises
-        Refused, TrainingFailed, Cancelled."""
+    def join(self, parent: str | None = None, known: LedgerCopy | None = None) -> JoinReply:
+        """Prepares the workers, reserves what the run is going to cost, and says what this silo trains with. `parent`:
+        the run that this one continues; `known`: what the server knows of the privacy ledger. Raises Refused,
+        TrainingFailed, Cancelled, LedgerError."""
         self._say(Phase.CHECKING, 0.0)
+        self._check_hours()
+        self._account.check(known)
         task = identity(self.spec.task.name)
         ready = self._prepare()[1]
+        reserved = self._account.reserve(self.policy, ready.num_units)
         if self.spec.secure_aggregation.enabled:
             self._check_weight(ready)
             remember_shape(self._site.home, self.run, _shape_of(ready))
@@ -154,6 +163,7 @@ class Participation:
             min_cohort=self.policy.fewest_updates(self.spec),
             empty_sums=ready.empty_sums,
             warnings=ready.warnings,
+            ledger=reserved,
         )
 
     def _check_weight(self, ready: Ready) -> None:
@@ -166,7 +176,7 @@ class Participation:
         """Starts the workers ahead of the first question; what goes wrong shows when they are asked for something."""
         try:
             self._prepare()
-        except (Cancelled, DataError, Refused, TrainingFailed, OSError) as error:
+        except (Cancelled, FedplatError, Refused, TrainingFailed, OSError) as error:
             log.debug("run %s: not prepared ahead: %s", self.run, error)
 
     def initial_weights(self) -> tuple[WeightsReply, bytes]:
@@ -176,12 +186,14 @@ class Participation:
         return self._send(WeightsReply(run=self.run, silo=self._site.home.name), 0, stored)
 
     def train(self, parcel: Parcel[TrainRequest], exchange: Exchange) -> tuple[TrainReply, bytes]:
-        """Trains, and has the update in the spool before anything leaves; asked again, it sends what is there. Returns
-        the reply and its small buffer; a large one is at the server."""
+        """Trains, and has the update in the spool and in the privacy ledger before anything leaves; asked again, it
+        sends what is there. Returns the reply and its small buffer; a large one is at the server."""
         request = parcel.body
         if request.round > self.spec.rounds.count:
             raise WireError(f"round {request.round} of a run that has {self.spec.rounds.count}")
         self._round = request.round
+        self._check_hours()
+        self._account.look(request.ledgers.get(self._site.home.name))
         self._spool.forget_before(self.run, request.round)
         order = self._order(parcel, request.round)
         finished = self._spool.get(order)
@@ -191,10 +203,14 @@ class Participation:
         else:
             log.info("run %s: round %d is asked for again, and sent again", self.run, request.round)
         forget_fetched(self._spool.folder(self.run))
-        reply = finished.reply.model_copy(update={"step": request.step})
-        # A large update is on its way while the disk still works on it; the reply, which makes it count, waits.
+        # A large update is on its way while the disk still works on it; the reply, which makes it count, waits. Not so
+        # what is charged: retrained after a power cut it would be another release.
         with ThreadPoolExecutor(1) as disk:
             settled = disk.submit(self._spool.settle, order)
+            if self.spec.privacy.is_private:
+                settled.result()
+            charged = self._account.spend(request.round, finished)
+            reply = finished.reply.model_copy(update={"step": request.step, "ledger": charged})
             if self.spec.secure_aggregation.enabled:
                 sent = self._send_masked(reply, request, order, finished.update)
             else:
@@ -257,7 +273,12 @@ class Participation:
     def _train(self, parcel: Parcel[TrainRequest], spool_order: Order, exchange: Exchange) -> Finished:
         request = parcel.body
         workers, ready = self._prepare()
-        order = TrainOrder(round=request.round, proximal_mu=request.proximal_mu, evaluate=request.evaluate)
+        order = TrainOrder(
+            round=request.round,
+            proximal_mu=request.proximal_mu,
+            evaluate=request.evaluate,
+            noise_multiplier=self._account.noise_multiplier(),
+        )
         result = workers.train(order, self._weights(parcel, ready))
         reply = TrainReply(
             run=self.run,
@@ -276,9 +297,8 @@ class Participation:
         )
         if self.spec.secure_aggregation.enabled:
             figures = Figures(evaluated=evaluated, trained=trained)
-            return self._spool.put(
-                spool_order, reply, self._quantised(request, ready, spool_order, result.update, figures)
-            )
+            blocks = self._quantised(request, ready, spool_order, result.update, figures)
+            return self._spool.put(spool_order, reply, blocks, result.released)
         seen = {
             "weight": self._weight(ready),
             "num_examples": self._count(ready),
@@ -287,7 +307,7 @@ class Participation:
             "share_metrics": self.policy.share_metrics == "per-silo",
         }
         blocks = in_blocks(result.update, self.spec.transport.precision)
-        return self._spool.put(spool_order, reply.model_copy(update=seen), blocks)
+        return self._spool.put(spool_order, reply.model_copy(update=seen), blocks, result.released)
 
     def _order(self, parcel: Parcel[TrainRequest] | Parcel[EvaluateRequest], round_number: int) -> Order:
         """What the answer is an answer to."""
@@ -313,7 +333,7 @@ class Participation:
     ) -> Iterator[memoryview]:
         """The vector that is going to be masked. RefusedError for what cannot be."""
         vector, masking = format_of(request, self.spec, self._shape()), self._asked(request)
-        rounding_key = self._masking().rounding_key(self.spec.hash, self._round)
+        rounding_key = self._rounding_key()
         weight = 1 if update is None else part_of(vector.limit, self._weight(ready), masking.max_weight)
         return quantised(
             np.empty(0, dtype=np.float32) if update is None else update,
@@ -324,6 +344,12 @@ class Participation:
             expand(rounding_key, "hidden", sha256_hex(order.model_dump_json())),
             lambda num_clipped, norm: replace(figures, weight=weight, num_clipped=num_clipped, norm=norm),
         )
+
+    def _rounding_key(self) -> bytes:
+        """Under differential privacy nobody can ever compute it again: the whole numbers are in the spool."""
+        if self.spec.privacy.is_private:
+            return secrets.token_bytes(KEY_BYTES)
+        return self._masking().rounding_key(self.spec.hash, self._round)
 
     def _send_masked(
         self, reply: MaskedAnswer, request: StepRequest, order: Order, stored: Stored
@@ -404,11 +430,17 @@ class Participation:
         with self._preparing:
             if self._workers is None or self._ready is None:
                 self._check_open()
+                plan = self._plan()
+                self._account.enrol(plan.data)
                 log.info("run %s: preparing (starting PyTorch)", self.run)
-                self._workers = self._site.make_workers(self._plan(), self._site.home.log, self._say)
+                self._workers = self._site.make_workers(plan, self._site.home.log, self._say)
                 self._ready = self._workers.start()
             self._check_open()
             return self._workers, self._ready
+
+    def _check_hours(self) -> None:
+        if not self.policy.is_open(datetime.now().astimezone().time()):
+            raise Refused(Reason.of(Code.OUTSIDE_HOURS), f"allowed_hours is {self.policy.allowed_hours}")
 
     def _check_open(self) -> None:
         if self._over.is_set():
@@ -430,6 +462,7 @@ class Participation:
             spec=self.spec,
             silo=self._site.home.name,
             data=data,
+            exclude=exclusion_file(self._site.home),
             run_dir=open_run(self._site.home, self.run),
             num_workers=self._site.num_workers,
             gpus=self._site.gpus,

@@ -13,9 +13,11 @@ from fedplat.errors import FedplatError, PolicyError
 from fedplat.reasons import Code, Reason
 from fedplat.spec import RunSpec
 from fedplat.wire.messages import JoinReply, JoinRequest
+from fedplat_silo import approvals
+from fedplat_silo.accounts import Account, Accounts
 from fedplat_silo.data.errors import Refused
 from fedplat_silo.participation import Participation, Site
-from fedplat_silo.policy import load_policy
+from fedplat_silo.policy import Policy, load_policy
 from fedplat_silo.records import known_hash, live_runs, load_run, remember_run, retire_run, tidy
 from fedplat_silo.spool import Spool
 from fedplat_silo.status import is_paused
@@ -30,6 +32,8 @@ class Runs:
         tidy(site.home)
         remove_leftover_crews(site.home.runs)
         self._joined = set(live_runs(site.home))
+        self._accounts = Accounts(site.home)
+        self._accounts.close_all_but(self._joined)
         self._taking_part: dict[str, Participation] = {}
         self._lock = threading.Lock()
 
@@ -49,9 +53,10 @@ class Runs:
         if refusal is not None:
             self.release(request.run)
             raise Refused(refusal, str(refusal))
-        part = self._reserve(Participation(request.run, spec, policy, self._site))
+        self._check_approved(request.run, spec, policy)
+        part = self._reserve(self._part(request.run, spec, policy))
         try:
-            reply = part.join(request.parent)
+            reply = part.join(request.parent, request.ledger)
             remember_run(self._site.home, request.run, spec)
         except BaseException:
             self.release(request.run)
@@ -70,7 +75,7 @@ class Runs:
                     part.policy = load_policy(self._site.home.policy)
             if part is None and run in self._joined:
                 spec = load_run(self._site.home, run)
-                part = Participation(run, spec, load_policy(self._site.home.policy), self._site)
+                part = self._part(run, spec, load_policy(self._site.home.policy))
                 self._taking_part[run] = part
         if part is None:
             raise Refused(Reason.of(Code.NOT_JOINED), f"run {run} is not one that this silo has joined")
@@ -104,9 +109,10 @@ class Runs:
             part.interrupt()
 
     def end(self, run: str) -> None:
-        """Its spool and its folder go; the local parameters stay, and which spec it was."""
+        """Its spool and its folder go; the local parameters stay, and which spec it was. OSError, LedgerError."""
         spec_hash = known_hash(self._site.home, run)
         Spool(self._site.home.spool).forget(run)
+        self._accounts.close(run)
         if spec_hash is not None:
             retire_run(self._site.home, run, spec_hash)
 
@@ -123,6 +129,18 @@ class Runs:
             parts = list(self._taking_part.values())
         for part in parts:
             part.close()
+
+    def _part(self, run: str, spec: RunSpec, policy: Policy) -> Participation:
+        return Participation(run, spec, policy, self._site, Account(self._accounts, run, spec))
+
+    def _check_approved(self, run: str, spec: RunSpec, policy: Policy) -> None:
+        if policy.approval == "auto":
+            return
+        decision = approvals.ask(self._site.home, run, spec).decision
+        if decision != "approved":
+            self.release(run)
+            code = Code.APPROVAL_PENDING if decision == "pending" else Code.APPROVAL_REFUSED
+            raise Refused(Reason.of(code), f"run {run} is {decision}: fedplat client approve {run}")
 
     def _reserve(self, part: Participation) -> Participation:
         """The run's place among those that may go on at the same time, before anything is started."""

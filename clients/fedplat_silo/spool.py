@@ -14,8 +14,10 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from fedplat.bufferfiles import Region, write_buffer, write_scratch
 from fedplat.durable import AtomicFile, make_private_dir, remove, remove_leftovers, sync_files
+from fedplat.ledger import Event
 from fedplat.names import check_run_id
 from fedplat.params import Vector
+from fedplat.privacy.events import SampledGaussian
 from fedplat.spec.model import Precision
 from fedplat.wire.buffers import BufferRef, Digest, to_bytes
 from fedplat.wire.messages import TrainReply
@@ -46,6 +48,7 @@ class _Header(BaseModel):
     order: Order
     reply: TrainReply
     ref: BufferRef
+    released: Event | None = None
 
 
 @dataclass(frozen=True)
@@ -58,10 +61,11 @@ class Stored:
 
 @dataclass(frozen=True)
 class Finished:
-    """A reply, and the update that goes with it."""
+    """A reply, the update that goes with it, and the noised steps that are in that."""
 
     reply: TrainReply
     update: Stored
+    released: SampledGaussian | None = None
 
 
 class Spool:
@@ -75,17 +79,21 @@ class Spool:
         """Where all of a run is, also what is fetched for it."""
         return self._folder / check_run_id(run)
 
-    def put(self, order: Order, reply: TrainReply, blocks: Iterable[memoryview]) -> Finished:
+    def put(
+        self, order: Order, reply: TrainReply, blocks: Iterable[memoryview], released: SampledGaussian | None = None
+    ) -> Finished:
         """Keeps the update's bytes. A kill cannot undo it; a power cut can, before `settle`. Raises OSError."""
         path = self._path(order.run, order.round, _HEADER)
         if path.exists():
             remove(path)  # it would name bytes that are not there any more
         stored = self._write(order.run, order.round, _BUFFER, blocks)
-        header = _Header(order=order, reply=reply, ref=stored.ref).model_dump_json(exclude_none=True).encode()
+        steps = None if released is None else Event.of(released)
+        kept = _Header(order=order, reply=reply, ref=stored.ref, released=steps)
+        header = kept.model_dump_json(exclude_none=True).encode()
         with AtomicFile(path) as file:
             file.write(hashlib.sha256(header).hexdigest().encode() + b"\n" + header)
             file.publish()
-        return Finished(reply, stored)
+        return Finished(reply, stored, released)
 
     def settle(self, order: Order) -> None:
         """What `put` kept is on disk when this returns. Raises OSError."""
@@ -121,7 +129,7 @@ class Spool:
             remove(path)
             remove(path.with_suffix(_BUFFER))
             return None
-        return Finished(header.reply, stored)
+        return Finished(header.reply, stored, header.released.fact() if header.released else None)
 
     def forget_before(self, run: str, round_number: int) -> None:
         """Removes the updates of earlier rounds: the server has moved on."""

@@ -11,6 +11,7 @@ from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
+from fedplat.ledger import LedgerCopy, LedgerHead, SignedStatement
 from fedplat.metrics import MetricSums
 from fedplat.params import Group, Layout, Parameter
 from fedplat.reasons import Reason
@@ -59,12 +60,14 @@ class Reply(WireMessage):
 
 
 class JoinRequest(Request):
-    """Will you take part in this run? Carries the whole spec. `parent`: the run that this one continues."""
+    """Will you take part in this run? Carries the whole spec. `parent`: the run that this one continues. `ledger`: what
+    the server knows of this silo's privacy ledger."""
 
     kind = "query.join"
     spec: str = Field(max_length=4_000_000)
     num_silos: Amount
     parent: RunId | None = None
+    ledger: LedgerCopy | None = None
 
 
 class Capabilities(WireMessage):
@@ -89,7 +92,8 @@ class WireParameter(BaseModel):
 
 class JoinReply(Reply):
     """Accepted: what I can do and what my model looks like. Refused: why. `empty_sums`: the task's metric sums over no
-    records, by which masked ones are read; only for secure aggregation."""
+    records, by which masked ones are read; only for secure aggregation. `ledger`: what the run has reserved in the
+    silo's privacy ledger; None for a run without data."""
 
     kind = "query.join"
     capabilities: Capabilities | None = None
@@ -101,6 +105,7 @@ class JoinReply(Reply):
     min_cohort: Annotated[int, Field(ge=1, le=1000)] = 1
     empty_sums: MetricSums | None = None
     warnings: tuple[Reason, ...] = Field(default=(), max_length=100)
+    ledger: SignedStatement | None = None
 
     @model_validator(mode="after")
     def _distinct_names(self) -> Self:
@@ -152,12 +157,14 @@ class StepRequest(Request):
 
 
 class TrainRequest(StepRequest):
-    """Train from the weights in the buffer. `evaluate`: measure them first; they are those of `round - 1`."""
+    """Train from the weights in the buffer. `evaluate`: measure them first; they are those of `round - 1`. `ledgers`:
+    by silo, what the server knows of its privacy ledger; it is no part of the terms of a masked step."""
 
     kind = "train"
     round: Annotated[int, Field(ge=1)]
     evaluate: bool
     proximal_mu: Annotated[float, Field(ge=0)] = 0.0
+    ledgers: dict[Short, LedgerHead] = Field(default_factory=dict, max_length=1000)
 
 
 class Timings(WireMessage):
@@ -179,7 +186,8 @@ class TrainReply(Reply):
     `weight`: what it counts in the mean. `evaluated`: sums over the silo's test records with the received weights.
     `trained`: sums over the training batches as they were seen. Absent where the policy does not share them.
     `share_metrics`: whether the server may keep and show this silo's own figures. With secure aggregation, weight and
-    sums ride in the masked vector, and `masked` is what goes with that; no other field depends on data.
+    sums ride in the masked vector, and `masked` is what goes with that; no other field depends on data. `ledger`: what
+    the silo's patients were charged for this update, before it left.
     """
 
     kind = "train"
@@ -192,6 +200,7 @@ class TrainReply(Reply):
     share_metrics: bool = False
     masked: TrainPart | None = None
     timings: Timings = Timings()
+    ledger: SignedStatement | None = None
 
 
 class EvaluateRequest(StepRequest):

@@ -30,8 +30,9 @@ class Shape:
 
 
 def config_digest(request: StepRequest) -> str:
-    """SHA-256 of everything that is asked, but the weights and the keys, which are bound by themselves."""
-    asked = request.model_dump(mode="json", exclude={"buffer": True, "masking": {"roster"}})
+    """SHA-256 of everything that is asked, but the weights and the keys, which are bound by themselves, and what the
+    server knows of ledgers, which grows while the same is asked again."""
+    asked = request.model_dump(mode="json", exclude={"buffer": True, "ledgers": True, "masking": {"roster"}})
     return sha256_hex(canonical_json([request.kind, asked]))
 
 

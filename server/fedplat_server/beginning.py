@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 from fedplat.home import ServerHome
@@ -18,6 +19,8 @@ from fedplat.wire.messages import (
     JoinReply,
     JoinRequest,
     KeysReply,
+    Reply,
+    TrainReply,
     UnmaskReply,
     WeightsReply,
     WireParameter,
@@ -29,6 +32,7 @@ from fedplat_server.checkpoints import Checkpoint, CheckpointError, Checkpoints
 from fedplat_server.context import RunContext
 from fedplat_server.exchange import Answer, Inquiry
 from fedplat_server.firstweights import init_fingerprint, save_from_file, save_from_silo
+from fedplat_server.ledgers import Ledgers
 from fedplat_server.recruiting import Agreement, Recruiting, RunFailed, agree
 from fedplat_server.registry import Member, Registry
 from fedplat_server.road import Road
@@ -95,7 +99,16 @@ class Office:
 
     def inquiry(self, answer: type[Answer]) -> Inquiry[Answer]:
         """A question to silos of this run."""
-        return Inquiry(self.link, self.flower_run, answer, self.stop, self._is_enrolled)
+        return Inquiry(self.link, self.flower_run, answer, self.stop, self._is_enrolled, self._hear)
+
+    @cached_property
+    def ledgers(self) -> Ledgers:
+        """What silos have said of their privacy ledgers."""
+        return Ledgers(self.store, self.home)
+
+    def _hear(self, member: Member, reply: Reply) -> None:
+        if isinstance(reply, JoinReply | TrainReply) and reply.ledger is not None:
+            self.ledgers.hear(member, reply.ledger)
 
     def _is_enrolled(self, member: Member) -> bool:
         now = self.registry.member(member.name)
@@ -105,8 +118,16 @@ class Office:
         """Those of `names` that are enrolled."""
         return [m for m in map(self.registry.member, names) if m is not None]
 
-    def join_request(self, num_silos: int) -> JoinRequest:
-        """Will you take part?"""
+    def ask_to_join(self, inquiry: Inquiry[JoinReply], members: Sequence[Member], num_silos: int) -> None:
+        """Will you take part? Each hears what is known of its own privacy ledger, if anything is."""
+        request = self._join_request(num_silos)
+        copies = [(member, self.ledgers.copy_for(member)) for member in members]
+        inquiry.ask([member for member, copy in copies if copy is None], request)
+        for member, copy in copies:
+            if copy is not None:
+                inquiry.ask([member], request.model_copy(update={"ledger": copy}))
+
+    def _join_request(self, num_silos: int) -> JoinRequest:
         return JoinRequest(
             run=self.run_id,
             spec_hash=self.spec.hash,
@@ -174,6 +195,7 @@ class Office:
             Staging(self.home.staging(self.run_id)),
             self.road,
             self.secure(layout, minimum, empty_sums),
+            self.ledgers,
         )
 
 
@@ -231,7 +253,7 @@ def _recruit(office: Office, run: Run, inherited: Checkpoint | None, waiting: Wa
 
     recruiting = Recruiting(
         spec=office.spec,
-        request=office.join_request(len(names)),
+        ask=lambda inquiry, members: office.ask_to_join(inquiry, members, len(names)),
         registry=office.registry,
         turns=office.turns,
         age=(run.created_at.isoformat(), run.id),

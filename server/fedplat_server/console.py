@@ -118,7 +118,8 @@ def run_text(run: View) -> str:
     lines = [f"run {run['id']}: {run['state']}" + (f" ({run['reason']})" if run["reason"] else "")]
     lines += [f"  spec {run['spec_hash']}", f"  rounds {run['rounds_committed']} of {run['rounds_planned']}", ""]
     lines.append(_table(map(_silo_row, run["silos"]), ("silo", "state", "examples", "note")))
-    lines += ["", *round_lines(run), *_absence_lines(run), *_secure_lines(run["secure_steps"])]
+    lines += ["", *round_lines(run), *_absence_lines(run)]
+    lines += [*_secure_lines(run["secure_steps"]), *_ledger_lines(run)]
     return "\n".join(lines)
 
 
@@ -140,6 +141,22 @@ def _secure_lines(steps: list[View]) -> list[str]:
     head = ("round", "in the sum", "dropped", "opened by", "may collude", "confirmed", "mask s", "agree s", "unmask s")
     rows = _table(map(_secure_row, steps), head)
     return ["", "secure aggregation: the server sees sums, and no single update", rows]
+
+
+def _ledger_lines(run: View) -> list[str]:
+    """What each silo's patients were charged, where anything protects or limits them."""
+    is_private = run["spec"]["privacy"]["mode"] != "none"
+    rows = [_ledger_row(one) for one in run["ledgers"] if is_private or one["budget"] is not None]
+    if not rows:
+        return []
+    head = ("silo", "epsilon spent", "of", "delta", "for each", "last signed (UTC)")
+    return ["", "privacy: of all runs on these patients, as each silo's ledger says", _table(rows, head)]
+
+
+def _ledger_row(one: View) -> Sequence[object]:
+    spent = "no bound" if one["epsilon"] is None else f"{one['epsilon']:.3f}"
+    budget = "no budget" if one["budget"] is None else f"{one['budget']:g}"
+    return one["silo_name"], spent, budget, f"{one['delta']:g}", one["unit"], one["at"][:19]
 
 
 def _secure_row(step: View) -> Sequence[object]:

@@ -9,6 +9,7 @@ from fedplat.params import Layout
 from fedplat.spec import RunSpec
 from fedplat.wire.buffers import INLINE_BYTES
 from fedplat_server.checkpoints import Checkpoint, Checkpoints
+from fedplat_server.ledgers import Ledgers
 from fedplat_server.road import Road
 from fedplat_server.staging import Staging
 from fedplat_server.store import Store
@@ -32,6 +33,7 @@ class RunContext:
     staging: Staging
     road: Road
     secure: SecureRun | None = None
+    ledgers: Ledgers | None = None
 
     @property
     def weights_bytes(self) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections.abc import Callable, Collection, Sequence
@@ -10,13 +11,14 @@ from typing import Generic, Protocol, TypeVar, cast
 
 from flwr.app import RecordDict
 
-from fedplat.errors import WireError
+from fedplat.errors import IdentityError, WireError
 from fedplat.reasons import Code, Reason
 from fedplat.wire.codec import Parcel, from_record, to_record
 from fedplat.wire.messages import Reply, Request
 from fedplat_server.registry import Member
 from fedplat_server.superlink import Link, Outgoing
 
+_log = logging.getLogger(__name__)
 Answer = TypeVar("Answer", bound=Reply)
 
 
@@ -49,7 +51,8 @@ class Attendance(Protocol):
 
 class Inquiry(Generic[Answer]):
     """One question to several silos. Closing it withdraws what is not answered. A silo that `is_enrolled` no longer is
-    answered for: REVOKED."""
+    answered for: REVOKED. `hear` takes each answer before anything else; it raises WireError or IdentityError for one
+    that does not count."""
 
     def __init__(
         self,
@@ -58,12 +61,14 @@ class Inquiry(Generic[Answer]):
         answer: type[Answer],
         stop: threading.Event,
         is_enrolled: Callable[[Member], bool],
+        hear: Callable[[Member, Reply], None] = lambda _member, _reply: None,
     ) -> None:
         self._link = link
         self._flower_run = flower_run
         self._answer = answer
         self._stop = stop
         self._is_enrolled = is_enrolled
+        self._hear = hear
         self._open: dict[str, Member] = {}
 
     def __enter__(self) -> Inquiry[Answer]:
@@ -104,7 +109,7 @@ class Inquiry(Generic[Answer]):
                 if found or gone or left_s <= 0:
                     break
                 self._link.replies.wait(left_s)
-        given = [self._read(self._open.pop(message_id).name, reply) for message_id, reply in found.items()]
+        given = [self._read(self._open.pop(message_id), reply) for message_id, reply in found.items()]
         return given + [self._failed(self._open.pop(message_id).name, Code.REVOKED) for message_id in gone]
 
     def pause(self, timeout_s: float) -> None:
@@ -115,14 +120,17 @@ class Inquiry(Generic[Answer]):
         if self._stop.is_set():
             raise RunStopped
 
-    def _read(self, silo: str, reply: RecordDict | WireError) -> Given[Answer]:
+    def _read(self, member: Member, reply: RecordDict | WireError) -> Given[Answer]:
+        silo = member.name
         try:
             if isinstance(reply, WireError):
                 raise reply
             parcel = from_record(reply, self._answer)
             if parcel.body.silo != silo:
                 raise WireError("an answer carries another silo's name")
-        except WireError:
+            self._hear(member, parcel.body)
+        except (WireError, IdentityError) as error:
+            _log.warning("an answer of silo %s does not count: %s", silo, error.message)
             return self._failed(silo, Code.MESSAGE_INVALID)
         return Given(silo, parcel)
 

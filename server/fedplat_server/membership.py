@@ -128,7 +128,7 @@ class Membership:
         if due:
             self._ask_at_s |= dict.fromkeys(due, now + ASK_AGAIN_S)
             asked = [m for m in self._office.members(due) if m.name not in self._joining.waiting_for]
-            self._joining.ask(asked, self._office.join_request(len(self.names | {*due})))
+            self._office.ask_to_join(self._joining, asked, len(self.names | {*due}))
 
     def _take(self, silo: str, reply: JoinReply) -> None:
         refused = reply.failed or unusable(reply) or self._misfit(reply)

@@ -12,9 +12,9 @@ from fedplat.metrics import MetricSums
 from fedplat.params import Layout
 from fedplat.reasons import LATER, Code, Reason
 from fedplat.spec import RunSpec
-from fedplat.wire.messages import JoinReply, JoinRequest, layout_from_wire
+from fedplat.wire.messages import JoinReply, layout_from_wire
 from fedplat_server.exchange import Given, Inquiry
-from fedplat_server.registry import Registry
+from fedplat_server.registry import Member, Registry
 from fedplat_server.turns import Age, Claim, Turns
 
 ASK_AGAIN_S = 5.0
@@ -66,12 +66,12 @@ class Answers:
 
 @dataclass(frozen=True)
 class Recruiting:
-    """Asks the silos of a run, each when it is this run's turn. `report` hears each answer; `waiting` hears whom the
-    run waits for, the minimum, and which older run is to have one of them first; `let_go` are the silos that may have
-    joined and are given up, of which `release` hears."""
+    """Asks the silos of a run (`ask`), each when it is its turn. `report` hears each answer; `waiting` hears whom the
+    run waits for, the minimum, and which older run is to have one of them first; `let_go` are the silos that may
+    have joined and are given up, of which `release` hears."""
 
     spec: RunSpec
-    request: JoinRequest
+    ask: Callable[[Inquiry[JoinReply], Sequence[Member]], None]
     registry: Registry
     turns: Turns
     age: Age
@@ -136,7 +136,7 @@ class Recruiting:
             asked.add(member.name)
             self.let_go.discard(member.name)
         if members:
-            inquiry.ask(members, self.request)
+            self.ask(inquiry, members)
 
     def _done(self, answers: Answers, asked: set[str], waited_s: float) -> bool:
         minimum = answers.minimum(self.spec)

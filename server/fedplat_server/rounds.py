@@ -106,7 +106,9 @@ class _Collecting:
         weights = outgoing(self.context, self.task.model, members)
         for member in members:
             expect_upload(self.context, self.task.step, member.name, self.context.upload_bytes)
-        question = _question(self.context, self.task).model_copy(update={"buffer": weights.ref})
+        ledgers = self.context.ledgers.heads(members) if self.context.ledgers is not None else {}
+        more = {"buffer": weights.ref, "ledgers": ledgers}
+        question = _question(self.context, self.task).model_copy(update=more)
         self.inquiry.ask(members, question, weights.inline)
 
     def _ask_again(self) -> None:

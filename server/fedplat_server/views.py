@@ -59,8 +59,18 @@ def run_view(run: Run, store: Store) -> View:
     view["evaluations"] = [row(e) for e in store.rounds.evaluations(run.id)]
     view["silos"] = [row(s, "run_id") for s in store.runs.silos(run.id)]
     view["silo_rounds"] = [row(s, "run_id") for s in store.rounds.silo_rounds(run.id)]
+    view["ledgers"] = _ledgers(run, store)
     view["secure_steps"] = [row(s, "run_id") for s in store.secure.steps(run.id)]
     return view
+
+
+def _ledgers(run: Run, store: Store) -> list[View]:
+    """What the patients of the run's dataset were charged in all, as each silo has last signed it."""
+    data = run.spec.get("data")
+    name = data.get("name") if isinstance(data, dict) else None
+    kept = store.ledgers.of([s.silo_name for s in store.runs.silos(run.id)])
+    hidden = ("statement", "signature", "fingerprint", "countersignature", "countersigned_head")
+    return [row(one, *hidden) for one in kept if one.dataset == name]
 
 
 def _rounds(run: Run, store: Store) -> list[View]:

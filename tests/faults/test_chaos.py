@@ -21,6 +21,7 @@ def test_ten_kills_change_nothing() -> None:
     check(run_campaign(kills=10, seed=1, rounds=12, steps=200), 10)
 
 
+@pytest.mark.slow
 def test_ten_kills_change_nothing_under_masks_either() -> None:
     check(run_campaign(kills=10, seed=3, rounds=12, steps=200, secure=True), 10)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +23,13 @@ from fedplat_silo.datasets import remember_datasets
 from fedplat_silo.participation import Site
 from fedplat_silo.runs import Runs
 from fedplat_silo.trainer.ddp import Place
-from fedplat_silo.trainer.group import EvaluateOrder, EvaluateResult, Ready, TrainOrder, TrainResult
+from fedplat_silo.trainer.group import EvaluateOrder, EvaluateResult, Ready, TrainOrder, TrainResult, _released
 from fedplat_silo.trainer.messages import Command
 from fedplat_silo.trainer.plan import TrainingPlan
 from fedplat_silo.trainer.session import Session
 from tests.support.crashes import Crash, CrashingFilesystem
 from tests.support.federation import Federation, federation, wait_until
+from tests.support.membership import enrol
 from tests.unit.silo_process.fakes import no_road
 from tests.unit.silo_process.test_client_app import Silo
 
@@ -89,6 +90,7 @@ class InProcess:
             "cpu",
             1,
             1,
+            num_units=found.num_units,
             empty_sums=found.empty_sums,
         )
 
@@ -99,10 +101,10 @@ class InProcess:
 
     def train(self, order: TrainOrder, weights: Vector) -> TrainResult:
         update = np.zeros_like(weights)
-        command = Command(kind="train", round=order.round, evaluate=order.evaluate)
+        command = Command(kind="train", **asdict(order))
         done = self._session.train(command, weights.copy(), update)
         assert done.trained is not None
-        return TrainResult(update, done.trained, done.evaluated, Timings())
+        return TrainResult(update, done.trained, done.evaluated, Timings(), _released(done))
 
     def evaluate(self, order: EvaluateOrder, weights: Vector) -> EvaluateResult:
         return EvaluateResult(
@@ -205,6 +207,7 @@ def joined(reply: JoinReply) -> Any:
 def make_script(folder: Path, data: Path) -> Script:
     home = SiloHome(folder, "hospital-a")
     home.create()
+    enrol(home)
     remember_datasets(home.datasets, [f"clinic={data}"])
     home.policy.write_text("")
     return Script(parse_spec(SPEC.format(rounds=2, steps=3, every=2)), home)

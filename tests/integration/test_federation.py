@@ -135,11 +135,11 @@ def test_initial_weights_come_from_a_file(fed: Federation) -> None:
 def test_a_silo_that_dies_is_missed_and_comes_back(fed: Federation) -> None:
     run = fed.submit(add_constant(seconds=1.5, rounds=1000, silos=SILOS, minimum=2, timeout_s=6, wait_s=300))
     wait_until(fed.in_round(run, 1, *SILOS), 90, fed.all_logs)
-    number = fed.live(run)["round"]
     fed.kill("c")
     said = [""]
     goes_on = r"waiting for it, last seen \d+ s ago; goes on with 2 of 3 in \d s"
     wait_until(lambda: said.append(fed.words(run, "c")) or re.fullmatch(goes_on, said[-1]), 10, lambda: str(said))
+    number = fed.live(run)["round"]
 
     wait_until(lambda: fed.live(run)["rounds_committed"] >= number, 30, fed.all_logs)
     missed = "select state, reason_code, reason from silo_rounds where run_id = ? and silo_name = 'c'"

@@ -81,4 +81,4 @@ def test_a_round_without_noise_is_refused(group: WorkerGroup) -> None:
     weights = group.initial_weights()
     with pytest.raises(TrainingFailed) as refusal:
         group.train(TrainOrder(1), weights)
-    assert refusal.value.reason.code is Code.TASK_OPTIONS
+    assert refusal.value.reason.code is Code.PRIVACY

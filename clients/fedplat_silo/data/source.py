@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from fedplat.reasons import Code, Reason
 from fedplat.spec.model import DataSection, Split
 from fedplat_silo.data.errors import Refused
+from fedplat_silo.data.exclusion import Exclusion, read_kept
 from fedplat_silo.data.split import split_rows
-from fedplat_silo.data.tables import Table, is_missing, read_table, unreadable
+from fedplat_silo.data.tables import Table, is_missing, unreadable
 
 
 @dataclass(frozen=True)
 class DataSource:
-    """Where a run's data lies (`path`) and how the spec wants it split (`section`)."""
+    """Where a run's data lies (`path`), how the spec wants it split (`section`), and who opted out (`exclusion`)."""
 
     path: Path
     section: DataSection
+    exclusion: Exclusion = field(default_factory=Exclusion)
 
     def tables(self, columns: tuple[str, ...], patient: str | None = None) -> tuple[Table, Table]:
         """(training, test) tables with the named columns.
@@ -27,13 +29,16 @@ class DataSource:
         VALUE_MISSING (patient), DATASET_UNREADABLE or DATASET_EMPTY.
         """
         if self.section.split is Split.GIVEN:
-            train, test = (read_table(self._part(part), columns, self.section.name) for part in ("train", "test"))
+            train, test = (self._read(self._part(part), columns) for part in ("train", "test"))
         else:
-            train, test = self._split(read_table(self.path, columns, self.section.name), columns, patient)
+            train, test = self._split(self._read(self.path, columns), columns, patient)
         self._check_filled("training", train)
         if self.section.split is Split.GIVEN or self.section.test_share:
             self._check_filled("test", test)
         return train, test
+
+    def _read(self, path: Path, columns: tuple[str, ...]) -> Table:
+        return read_kept(path, columns, self.section.name, self.exclusion)
 
     def _split(self, table: Table, columns: tuple[str, ...], patient: str | None) -> tuple[Table, Table]:
         if patient is not None:

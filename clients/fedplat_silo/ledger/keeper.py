@@ -7,7 +7,7 @@ aggregation, the first byte sent.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,10 +20,11 @@ from fedplat.ledger import (
     verify_countersignature,
     verify_statement,
 )
-from fedplat.privacy import SampledGaussian, calibrate
+from fedplat.privacy import SampledGaussian
+from fedplat.privacy.planning import planned_event
 from fedplat.reasons import Code, Reason
 from fedplat.spec import RunSpec
-from fedplat.spec.privacy import privacy_unit, sampling_rate, steps_per_round
+from fedplat.spec.privacy import privacy_unit
 from fedplat_silo.data.errors import Refused
 from fedplat_silo.data.exclusion import read_exclusion
 from fedplat_silo.ledger import rules
@@ -33,6 +34,7 @@ from fedplat_silo.ledger.errors import RunUnprotected
 from fedplat_silo.ledger.journal import lost
 from fedplat_silo.ledger.patients import call_the_roll
 from fedplat_silo.ledger.receipts import Receipt
+from fedplat_silo.ledger.state import steps_of
 from fedplat_silo.membership import Membership
 
 log = logging.getLogger(__name__)
@@ -55,16 +57,7 @@ def plan_run(spec: RunSpec, num_units: int) -> tuple[SampledGaussian, ...]:
 
     Calibrates the noise where the spec gives epsilon, which takes seconds. Deterministic. Raises PrivacyError.
     """
-    privacy = spec.privacy
-    if not privacy.is_private:
-        return ()
-    rate, num_steps = sampling_rate(spec, num_units), steps_per_round(spec, num_units) * spec.rounds.count
-    noise = privacy.noise_multiplier
-    if noise is None:
-        assert privacy.epsilon is not None
-        assert privacy.delta is not None
-        noise = calibrate(target_epsilon=privacy.epsilon, delta=privacy.delta, sampling_rate=rate, num_steps=num_steps)
-    return (SampledGaussian(sampling_rate=rate, noise_multiplier=noise, num_steps=num_steps),)
+    return (planned_event(spec, num_units),) if spec.privacy.is_private else ()
 
 
 class Keeper:
@@ -148,6 +141,19 @@ class Keeper:
         """What the run has reserved: after a restart it goes on with the same noise. Raises LedgerError."""
         return from_wire(rules.open_page(self.book.look(), run).reserved.events)
 
+    def has_reserved(self, run: str) -> bool:
+        """Whether the run has an open reservation; after `reconcile` none has."""
+        page = self.book.look().runs.get(run)
+        return page is not None and page.is_open
+
+    def check_release(self, run: str, events: Iterable[SampledGaussian]) -> None:
+        """Whether `spend` would take this just now. Raises BudgetExceeded, RunUnprotected, BookBehind."""
+        state = self.book.look()
+        page = rules.open_page(state, run)
+        rules.check_current(state)
+        rules.check_protection(state, page.reserved.dataset, run, page.reserved.mode, page.reserved.unit)
+        rules.check_release(state, page, steps_of(events))
+
     def spend(self, run: str, round_number: int, attempt: str, events: Iterable[SampledGaussian]) -> SignedStatement:
         """Charges what is about to leave, once for each `attempt` (the update's digest). On disk when this returns."""
         return self._signed(self.book.spend(run, round_number, attempt, events))
@@ -156,6 +162,12 @@ class Keeper:
         """The run is over for this silo."""
         receipt = self.book.close(run)
         return self._signed(receipt) if receipt else None
+
+    def close_all_but(self, live: Collection[str]) -> None:
+        """Closes the runs that a killed process has left open and that do not go on."""
+        for run, page in self.book.look().runs.items():
+            if page.is_open and run not in live:
+                self.book.close(run)
 
     def countersigned(self, seq: int, head: str, signature: str) -> None:
         """Keeps the server's signature over a reservation's head. Raises IdentityError if it is not the server's."""

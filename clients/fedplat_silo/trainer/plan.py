@@ -17,7 +17,7 @@ class TrainingPlan(BaseModel):
 
     `gpus`: one worker a GPU, talking by NCCL; empty: `num_workers` on the CPU, by gloo. `threads` are per worker:
     another number of them gives other bits. `run_dir` (0700), the run's folder, holds the local parameters and, in
-    `checkpoint_dir`, how far the round under way is.
+    `checkpoint_dir`, how far the round under way is. `exclude`: the list of those who opted out.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -25,6 +25,7 @@ class TrainingPlan(BaseModel):
     spec: RunSpec
     silo: str
     data: Path
+    exclude: Path | None = None
     run_dir: Path
     num_workers: Annotated[int, Field(ge=1, le=4096)] = 1
     gpus: tuple[Annotated[int, Field(ge=0)], ...] = ()

@@ -12,7 +12,7 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor, nn
 
-from fedplat.errors import LayoutError
+from fedplat.errors import DataError, LayoutError
 from fedplat.metrics import MetricSums
 from fedplat.params import Group, Layout, Parameter, Vector
 from fedplat.reasons import Code, Reason
@@ -22,7 +22,9 @@ from fedplat.spec.privacy import PrivateMetrics
 from fedplat.wire.http import Phase
 from fedplat.wire.messages import layout_to_wire
 from fedplat_silo.data.errors import Refused
+from fedplat_silo.data.exclusion import Exclusion, read_exclusion
 from fedplat_silo.data.source import DataSource
+from fedplat_silo.data.tables import unreadable
 from fedplat_silo.tasks import registry
 from fedplat_silo.tasks.base import Task
 from fedplat_silo.trainer.checkpoint import Checkpoints, Key
@@ -44,7 +46,7 @@ class Session:
         self.plan, self.place = plan, place
         self._report = report
         self.task = load_task(plan.spec)
-        self.data = self.task.load(DataSource(plan.data, plan.spec.data))
+        self.data = self.task.load(DataSource(plan.data, plan.spec.data, _excluded(plan)))
         model = self._build_model().to(place.device)
         self.layout = find_layout(model, plan.spec)
         frozen = self.layout.names(Group.FROZEN)
@@ -215,6 +217,16 @@ class Session:
     def _keep_local(self, round_number: int) -> None:
         if self._first_local and self.place.rank == 0:
             self._local_store.save(round_number, self._local)
+
+
+def _excluded(plan: TrainingPlan) -> Exclusion:
+    """Who opted out. Refused with DATASET_UNREADABLE if that cannot be read: then nobody is trained on."""
+    if plan.exclude is None:
+        return Exclusion()
+    try:
+        return read_exclusion(plan.exclude)
+    except DataError as error:
+        raise unreadable(plan.spec.data.name, error.message) from None
 
 
 def load_task(spec: RunSpec) -> Task[Any]:

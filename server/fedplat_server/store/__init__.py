@@ -15,11 +15,13 @@ from contextlib import suppress
 
 from fedplat.errors import StoreUnavailableError
 from fedplat_server.store.events import Events
+from fedplat_server.store.ledgers import LedgerStatements
 from fedplat_server.store.migrations import migrate
 from fedplat_server.store.records import (
     Evaluation,
     Event,
     Invite,
+    LedgerStatement,
     Round,
     Run,
     RunSilo,
@@ -42,6 +44,7 @@ __all__ = [
     "Event",
     "Invite",
     "InviteKind",
+    "LedgerStatement",
     "Round",
     "Run",
     "RunSilo",
@@ -71,6 +74,7 @@ class Store:
         self.runs = Runs(database)
         self.rounds = Rounds(database)
         self.secure = Secure(database)
+        self.ledgers = LedgerStatements(database)
         self.events = Events(database)
 
     def __repr__(self) -> str:

@@ -157,6 +157,31 @@ class SecureStep:
     opened_at: datetime
 
 
+@dataclass(frozen=True, kw_only=True)
+class LedgerStatement:
+    """The last that a silo has said of one of its populations. `fingerprint`: of the key that signed it;
+    `countersigned_*`: the last reservation, with the server's signature over its head."""
+
+    silo_name: str
+    population: str
+    run_id: str
+    dataset: str
+    era: int
+    seq: int
+    head: str
+    at: datetime
+    unit: str
+    epsilon: float | None
+    delta: float
+    budget: float | None
+    statement: str
+    signature: str
+    fingerprint: str
+    countersigned_seq: int | None
+    countersigned_head: str | None
+    countersignature: str | None
+
+
 class SiloRoundFields(TypedDict, total=False):
     """What can be noted about a silo's part in a round; a field that is not given stays as it is."""
 

@@ -215,6 +215,29 @@ secure_steps = Table(
     Column("opened_at", UtcDateTime, nullable=False),
 )
 
+ledger_statements = Table(
+    "ledger_statements",
+    metadata,
+    Column("silo_name", ForeignKey("silos.name"), primary_key=True),
+    Column("population", String(32), primary_key=True),
+    Column("run_id", RUN, nullable=False),
+    Column("dataset", Text, nullable=False),
+    Column("era", BigInteger, nullable=False),
+    Column("seq", BigInteger, nullable=False),
+    Column("head", HASH, nullable=False),
+    Column("at", UtcDateTime, nullable=False),
+    Column("unit", CODE, nullable=False),
+    Column("epsilon", Finite),
+    Column("delta", Finite, nullable=False),
+    Column("budget", Finite),
+    Column("statement", Text, nullable=False),
+    Column("signature", Text, nullable=False),
+    Column("fingerprint", HASH, nullable=False),
+    Column("countersigned_seq", BigInteger),
+    Column("countersigned_head", HASH),
+    Column("countersignature", Text),
+)
+
 # No foreign keys: what was done stays written when the thing that it was done to is gone.
 events = Table(
     "events",

@@ -13,13 +13,14 @@ from fedplat.reasons import PASSING, Code, Reason
 from fedplat.secagg.errors import Refusal
 
 WORDS = ("rule", "dataset", "part", "column", "task", "phase", "what", "status", "restarts")
+FIGURES = ("dataset", "total", "budget", "delta", "spent", "committed", "asked")
 PLAIN_TEXT = st.text(st.characters(categories=("L", "N", "P", "S", "Zs")), max_size=50)
 
 
 @pytest.mark.parametrize("code", Code)
 def test_every_code_reads_as_a_sentence(code: Code) -> None:
     with_rule = code in (Code.POLICY, Code.MASKING_STATE, Code.MASKING_REFUSED)
-    names = WORDS[:1] if with_rule else WORDS[1:]
+    names = FIGURES if code is Code.BUDGET_EXCEEDED else WORDS[:1] if with_rule else WORDS[1:]
     reason = Reason(code=code, words={name: f"<{name}>" for name in names})
     for text in (str(reason), reason.hint):
         assert text

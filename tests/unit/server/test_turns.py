@@ -104,8 +104,9 @@ class Run:
         return self
 
     def _recruit(self) -> None:
-        town, request = self.town, None
-        made: Any = {"registry": town, "request": request, "report": lambda *_: None, "let_go": set()}
+        town = self.town
+        ask: Any = lambda inquiry, members: inquiry.ask(members, None)  # noqa: E731
+        made: Any = {"registry": town, "ask": ask, "report": lambda *_: None, "let_go": set()}
         recruiting = Recruiting(
             **made,
             spec=self.spec(),

@@ -61,7 +61,7 @@ class Preparation:
 
 
 def prepare(task: Task[Any], module: nn.Module, examples: Examples, spec: RunSpec) -> Preparation:
-    """Checks spec, task, data and model, and finds the engine. Refused with TASK_OPTIONS; the detail says why."""
+    """Checks spec, task, data and model, and finds the engine. Refused with PRIVACY; the detail says why."""
     try:
         check_private(spec)
         units = Units(examples, privacy_unit(spec))
@@ -73,7 +73,8 @@ def prepare(task: Task[Any], module: nn.Module, examples: Examples, spec: RunSpe
 
 
 def _refused(spec: RunSpec, why: str) -> Refused:
-    return Refused(Reason.of(Code.TASK_OPTIONS, task=spec.task.name), f"this cannot be trained privately: {why}")
+    log.warning("this cannot be trained privately: %s", why)
+    return Refused(Reason.of(Code.PRIVACY, task=spec.task.name), f"this cannot be trained privately: {why}")
 
 
 def _problems_of_task(task: Task[Any]) -> Iterator[str]:

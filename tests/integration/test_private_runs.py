@@ -1,0 +1,193 @@
+"""Private runs as users meet them: real silos, secure aggregation on, and what their ledgers say afterwards."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from fedplat.home import SiloHome
+from fedplat.privacy import epsilon
+from fedplat.privacy.planning import planned_event
+from fedplat.spec import parse_spec
+from fedplat_silo.ledger import find_book
+from fedplat_silo.ledger.state import State, events_of
+from tests.support.federation import Federation, federation, wait_until
+
+SILOS = ("silo-a", "silo-b", "silo-c")
+NUM_RECORDS = 200
+DELTA = 1e-4
+POLICY = 'allowed_tasks = ["*"]\nmax_threads = 1\n'
+SPEC = """
+name = "private"
+rounds = {{ count = {rounds}, timeout_s = 60 }}
+silos = {{ minimum = 2, names = ["silo-a", "silo-b", "silo-c"], join_timeout_s = 60 }}
+data = {{ name = "{dataset}", test_share = 0.25 }}
+strategy = {{ weighting = "uniform" }}
+secure_aggregation = {{ enabled = true, min_cohort = 2 }}
+[task]
+name = "tabular"
+[task.options]
+patient = "pid"
+target = {{ column = "ill", categories = ["no", "yes"] }}
+features = [{{ column = "age", kind = "numeric", center = 50, scale = 10 }}]
+[training]
+steps = {steps}
+batch_size = 16
+learning_rate = 1.0
+"""
+PRIVACY = """
+[privacy]
+mode = "record"
+metrics = "unprotected"
+noise_multiplier = 1.5
+delta = 1e-4
+expected_batch_size = 20
+"""
+
+
+def spec(
+    *, rounds: int = 3, steps: int = 20, dataset: str = "clinic", secure: bool = True, private: bool = True
+) -> str:
+    given = {"rounds": rounds, "steps": steps, "dataset": dataset}
+    return SPEC.format(**given) + (PRIVACY if private else "")
+
+
+def write_table(path: Path, seed: int) -> Path:
+    random = np.random.default_rng(seed)
+    ages = random.normal(50, 10, NUM_RECORDS)
+    rows = [f"p{seed}-{i},{age:.3f},{'yes' if age > 50 else 'no'}" for i, age in enumerate(ages)]
+    path.write_text("pid,age,ill\n" + "\n".join(rows) + "\n")
+    return path
+
+
+@pytest.fixture(scope="module")
+def running() -> Iterator[Federation]:
+    with federation() as fed:
+        for number, silo in enumerate(SILOS):
+            fed.join(silo, wait=False, policy=POLICY + "min_cohort = 2\n", data=tables(fed, number))
+        fed.wait_connected(*SILOS, timeout_s=60)
+        yield fed
+
+
+@pytest.fixture
+def fed(running: Federation) -> Iterator[Federation]:
+    """Everybody up and nothing to do, however the last test ended. No traceback on any console."""
+    for left in (r["id"] for r in running.ask("/runs") if r["finished_at"] is None):
+        running.command("run", "stop", left)
+    yield running
+    assert "Traceback" not in running.all_logs()
+    assert "Traceback" not in (running.folder / "server" / "server" / "server.log").read_text()
+
+
+def tables(fed: Federation, number: int) -> dict[str, Path]:
+    """Datasets without a patient in common, so that each has a budget of its own."""
+    names = ("clinic", "small", "killed", "guarded")
+    return {
+        name: write_table(fed.folder / f"{number}-{name}.csv", 10 * number + place) for place, name in enumerate(names)
+    }
+
+
+def book(fed: Federation, silo: str) -> State:
+    return find_book(SiloHome(fed.folder / "silos", silo)).look()
+
+
+def client(fed: Federation, *words: str, silo: str) -> Any:
+    return fed.json("client", *words, "--silo", silo, "--home", str(fed.folder / "silos"))
+
+
+def set_budget(fed: Federation, silo: str, dataset: str, limit: float) -> None:
+    client(
+        fed,
+        "budget",
+        "set",
+        "--dataset",
+        dataset,
+        "--epsilon",
+        str(limit),
+        "--delta",
+        str(DELTA),
+        "--patient",
+        "pid",
+        silo=silo,
+    )
+
+
+def test_a_private_run_costs_what_the_accountant_says(fed: Federation) -> None:
+    (fed.silo_home("silo-c") / "exclude.csv").write_text("pid\np20-0\np20-1\n")
+    for silo in SILOS:
+        set_budget(fed, silo, "clinic", 8.0)
+    run = fed.submit(spec())
+    view = fed.wait_for(run)
+    assert [len(r["cohort"]) for r in view["rounds"]] == [3, 3, 3], (view["silos"], fed.all_logs())
+    kept = {one["silo_name"]: one for one in view["ledgers"]}
+    for silo in SILOS:
+        wait_until(lambda silo=silo: not book(fed, silo).runs[run].is_open, 20)
+        page = book(fed, silo).runs[run]
+        [happened] = events_of(page.spent)
+        assert (happened.noise_multiplier, happened.num_steps) == (1.5, 60)
+        num_units = round(20 / happened.sampling_rate)
+        assert planned_event(parse_spec(spec()), num_units) == happened
+        assert kept[silo]["epsilon"] == epsilon([happened], delta=DELTA) < 8.0
+        assert kept[silo]["budget"] == 8.0
+        verdict = client(fed, "budget", "verify", silo=silo)
+        assert verdict["whole"]
+        assert verdict["countersigned"] == page.first_seq
+    assert "epsilon spent" in fed.command("run", "show", run)
+    out = client(fed, "subject", "p20-0", silo="silo-c")
+    assert out["excluded_from"] == ["clinic"]
+    assert [part["run"] for part in client(fed, "subject", "p20-2", silo="silo-c")["runs"]] == [run]
+
+
+def test_a_budget_that_is_too_small_refuses_with_the_figures(fed: Federation) -> None:
+    set_budget(fed, "silo-b", "small", 0.1)
+    view = fed.wait_for(fed.submit(spec(dataset="small", rounds=1)))
+    assert view["rounds"][0]["cohort"] == ["silo-a", "silo-c"]
+    [refused] = [s for s in view["silos"] if s["state"] == "refused"]
+    assert (refused["silo_name"], refused["reason_code"]) == ("silo-b", "budget_exceeded")
+    words = refused["reason"]["words"]
+    assert (words["budget"], words["spent"]) == ("0.1", "0.000")
+    assert float(words["total"]) == float(words["asked"]) > 0.1
+    assert "epsilon would reach" in refused["reason"]["text"]
+
+
+def test_a_run_without_privacy_is_refused_where_there_is_a_budget(fed: Federation) -> None:
+    set_budget(fed, "silo-a", "guarded", 8.0)
+    view = fed.wait_for(fed.submit(spec(dataset="guarded", rounds=1, private=False)))
+    said = {s["silo_name"]: s["reason_code"] for s in view["silos"] if s["state"] == "refused"}
+    assert said == {"silo-a": "run_unprotected"}
+    assert len(book(fed, "silo-b").runs[view["id"]].spends) == 1, "it took part, which `client subject` shows"
+
+
+@pytest.mark.slow
+def test_a_silo_that_is_killed_in_a_round_charges_at_most_that_round_again(fed: Federation) -> None:
+    for silo in SILOS:
+        set_budget(fed, silo, "killed", 1000.0)
+    run = fed.submit(spec(dataset="killed", steps=3000, rounds=3))
+    wait_until(fed.in_round(run, 2, "silo-b"), 90, fed.all_logs)
+    fed.kill("silo-b")
+    fed.join("silo-b", wait=False, policy=POLICY + "min_cohort = 2\n", data=tables(fed, 1))
+    view = fed.wait_for(run)
+    assert view["rounds_committed"] == 3
+    rounds_of_b = sum("silo-b" in r["cohort"] for r in view["rounds"])
+    wait_until(lambda: not book(fed, "silo-b").runs[run].is_open, 20)
+    page = book(fed, "silo-b").runs[run]
+    num_steps = sum(event.num_steps for event in events_of(page.spent))
+    assert 3000 * rounds_of_b <= num_steps <= 3000 * (rounds_of_b + 1)
+    assert client(fed, "budget", "verify", silo="silo-b")["whole"]
+
+
+@pytest.mark.slow
+def test_at_its_limit_a_silo_stops_and_the_others_go_on(fed: Federation) -> None:
+    for silo in SILOS:
+        set_budget(fed, silo, "clinic", 1000.0)
+    run = fed.submit(spec(steps=3000, rounds=6))
+    wait_until(lambda: bool(fed.snapshot(run)["rounds_committed"] >= 1), 90, fed.all_logs)
+    set_budget(fed, "silo-a", "clinic", 0.01)
+    view = fed.wait_for(run)
+    last = [p for p in view["silo_rounds"] if p["round_number"] == 6]
+    assert {p["silo_name"]: p["reason_code"] for p in last}["silo-a"] == "budget_exceeded"
+    assert view["rounds"][-1]["cohort"] == ["silo-b", "silo-c"]
