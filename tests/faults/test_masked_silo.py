@@ -244,7 +244,7 @@ def copied(script: Script, name: str) -> Script:
     return Script(script.spec, SiloHome(root, "hospital-a"), script.binding, script.known, peer)
 
 
-@pytest.mark.parametrize("power_loss", [False, True], ids=["kill", "power loss"])
+@pytest.mark.parametrize("power_loss", [pytest.param(False, marks=pytest.mark.slow), True], ids=["kill", "power loss"])
 def test_death_at_every_write_of_a_run(script: Script, monkeypatch: pytest.MonkeyPatch, power_loss: bool) -> None:
     disk = CrashingFilesystem(10_000, power_loss=power_loss)
     calm = copied(script, "calm")

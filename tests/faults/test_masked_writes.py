@@ -46,7 +46,7 @@ def check(world: MaskedWorld, expected: tuple[str, set[str]], where: str) -> Non
         store.close()
 
 
-@pytest.mark.parametrize("power_loss", [False, True])
+@pytest.mark.parametrize("power_loss", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_every_file_write_of_a_run(
     world: MaskedWorld, expected: tuple[str, set[str]], monkeypatch: pytest.MonkeyPatch, power_loss: bool
 ) -> None:
