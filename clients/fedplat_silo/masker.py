@@ -54,21 +54,14 @@ class Masker:
         self._identity: ec.EllipticCurvePrivateKey = membership.key
         self._peers = Peers(home.peers)
         binding = RunBinding(ca_fingerprint=membership.place.ca_fingerprint, run=run, spec_hash=spec.hash)
-        before = None if parent is None else _load(home.run(parent) / STATE)
+        before = None if parent is None else _load_needed(home.run(parent) / STATE)
         family = before.family if before is not None else parent or ""
         with _lock:
-            kept = self._load_own()
+            kept = _load_needed(self._path)
             known = [state for path in home.runs.glob(f"*/{STATE}") if (state := _load_other(path)) is not None]
             mine = kept.family if kept is not None else family or run
             self._state = open_run(kept, binding, home.name, family, (s for s in known if s.family == mine))
             self._keep(self._state)
-
-    def _load_own(self) -> SiloState | None:
-        try:
-            return _load(self._path)
-        except HomeError as error:
-            log.warning("%s: %s\n  %s", self._path, error.message, error.hint)
-            raise RefusedError(Refusal.STATE_DAMAGED) from None
 
     def key(self, epoch: int) -> SignedKey:
         """This silo's key for an epoch."""
@@ -165,6 +158,15 @@ def forget_secrets(home: SiloHome, run: str) -> None:
 
 def _load(path: Path) -> SiloState | None:
     return SiloState.from_json(path.read_text(errors="replace")) if path.exists() else None
+
+
+def _load_needed(path: Path) -> SiloState | None:
+    """Of this run or of the one it goes on from: what it has released counts, so damage is no fresh start."""
+    try:
+        return _load(path)
+    except HomeError as error:
+        log.warning("%s: %s\n  %s", path, error.message, error.hint)
+        raise RefusedError(Refusal.STATE_DAMAGED) from None
 
 
 def _load_other(path: Path) -> SiloState | None:

@@ -280,19 +280,19 @@ class RunDriver:
         out = (SiloRoundState.FAILED, SiloRoundState.MISSED)
         parts = self._store.rounds.silo_rounds(self.run_id, number)
         roster = tuple(part.silo_name for part in parts if part.state not in out)
-        epoch = None
-        if context.secure is not None:
+        if context.secure is None:
+            asked, epoch = roster, None
+            enough = rows[0].state is not RoundState.TRAINING or len(roster) >= context.minimum
+        else:
             # Masks are those of all silos that were asked, also where one of them has failed.
             epoch, begun = context.secure.newest(), self._store.secure.step(self.run_id, rows[0].step)
-            asked, left = (roster if begun is None else tuple(begun.silos)), len(roster)
-            roster, enough = asked, begun is not None and begun.cohort is not None
-            enough = enough or left >= context.smallest_cohort(len(asked))
-        else:
-            enough = rows[0].state is not RoundState.TRAINING or len(roster) >= context.minimum
+            asked = roster if begun is None else tuple(begun.silos)
+            fixed = begun is not None and begun.cohort is not None
+            enough = fixed or len(roster) >= context.smallest_cohort(len(asked))
         if not enough:
             self._abandon_open_round("too few of its silos are left")
             return None
-        return RoundTask(number, rows[0].step, model, roster, epoch)
+        return RoundTask(number, rows[0].step, model, asked, epoch)
 
     def _round(self, office: Office, start: Start, membership: Membership, task: RoundTask) -> Checkpoint:
         since, minimum = time.monotonic(), start.context.smallest_cohort(len(task.roster))

@@ -6,7 +6,6 @@ computed, not before.
 
 from __future__ import annotations
 
-from fedplat_silo.data.exclusion import Exclusion, exclusion_file, read_exclusion, read_kept
 from fedplat_silo.ledger.book import Book, Registration
 from fedplat_silo.ledger.errors import (
     BookBehind,
@@ -27,7 +26,6 @@ __all__ = [
     "BookBehind",
     "BookDamaged",
     "BudgetExceeded",
-    "Exclusion",
     "Figures",
     "Keeper",
     "Known",
@@ -37,11 +35,8 @@ __all__ = [
     "Verdict",
     "begin_book",
     "call_the_roll",
-    "exclusion_file",
     "find_book",
     "find_subject",
     "plan_run",
-    "read_exclusion",
-    "read_kept",
     "verify_book",
 ]

@@ -273,10 +273,6 @@ def _close_silo_rounds(connection: Connection, old: Round, given: Mapping[str, S
 
 def _write_evaluation(connection: Connection, run_id: str, evaluation: Evaluation) -> None:
     key = {"run_id": run_id, "round_number": evaluation.round_number, "split": evaluation.split}
-    values = {
-        "silos": evaluation.silos,
-        "num_silos": len(evaluation.silos),
-        "loss": evaluation.loss,
-    }
+    values = {"silos": evaluation.silos, "num_silos": len(evaluation.silos), "loss": evaluation.loss}
     values |= {"num_examples": evaluation.num_examples, "metrics": evaluation.metrics}
     upsert(connection, evaluations, key, values)

@@ -9,7 +9,8 @@ import pytest
 from fedplat.errors import DataError
 from fedplat.reasons import Code
 from fedplat_silo.data.errors import Refused
-from fedplat_silo.ledger import Exclusion, call_the_roll, exclusion_file, find_subject, read_exclusion, read_kept
+from fedplat_silo.data.exclusion import Exclusion, exclusion_file, read_exclusion, read_kept
+from fedplat_silo.ledger import call_the_roll, find_subject
 from tests.unit.ledger.scene import Scene, steps, write_patients
 
 
