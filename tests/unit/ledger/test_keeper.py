@@ -11,6 +11,7 @@ from fedplat.ledger import Deed, SignedStatement, Statement, from_wire, verify_s
 from fedplat.privacy import SampledGaussian, epsilon
 from fedplat.reasons import Code, Reason
 from fedplat_silo.data.errors import Refused
+from fedplat_silo.data.exclusion import exclusion_file
 from fedplat_silo.ledger import (
     BookBehind,
     BudgetExceeded,
@@ -18,7 +19,6 @@ from fedplat_silo.ledger import (
     LedgerError,
     RunUnprotected,
     begin_book,
-    exclusion_file,
     plan_run,
     verify_book,
 )
