@@ -7,6 +7,7 @@ import random
 import signal
 import sqlite3
 import statistics
+import subprocess
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -22,7 +23,7 @@ WITH_TWO_WORKERS = "silo-a"
 STATES = ("training", "uploading", "aggregating", "between")
 RARE = ("uploading", "aggregating", "between")
 TARGETS = ("server", "server", "worker", "worker")
-OF_THE_SERVER = ("aggregating", "between")
+OF_THE_SERVER = ("aggregating", "between")  # these last for milliseconds, and follow the last upload
 
 SPEC = """
 name = "chaos"
@@ -190,10 +191,10 @@ class Campaign:
         kill = None
         while kill is None and not self.is_over():
             state = self.state()
-            if state == hunt or (hunt is None and time.monotonic() >= at):
+            is_near = hunt in OF_THE_SERVER and state == "uploading"
+            if is_near or state == hunt or (hunt is None and time.monotonic() >= at):
                 kill = self._kill(hunt)
-            # The states to hunt for last a few milliseconds, and follow this one.
-            time.sleep(0.001 if hunt and state == "uploading" else 0.02)
+            time.sleep(0.02)
         if kill is None:
             return False
         self.kills.append(kill)
@@ -209,7 +210,7 @@ class Campaign:
         server.send_signal(signal.SIGSTOP)
         target = "server" if hunt in OF_THE_SERVER else self.random.choice([*TARGETS, *self.silos])
         try:
-            state = self.state()
+            state = self._stalk(server, hunt) if hunt in OF_THE_SERVER else self.state()
             if self.is_over() or (hunt and state != hunt):
                 return None
             if target == "worker" and not self._kill_worker():
@@ -222,6 +223,15 @@ class Campaign:
         finally:
             if server.poll() is None:
                 server.send_signal(signal.SIGCONT)
+
+    def _stalk(self, server: subprocess.Popen[bytes], hunt: str) -> str:
+        """Lets the server go on for a moment at a time from the first upload to the state that is hunted."""
+        before = STATES[1 : STATES.index(hunt)]
+        while (state := self.state()) in before and not self.is_over():
+            server.send_signal(signal.SIGCONT)
+            time.sleep(self.random.uniform(0.0, 0.004))
+            server.send_signal(signal.SIGSTOP)
+        return state
 
     def _kill_worker(self) -> bool:
         """One of the processes below a silo's: a worker, or one of those that keep several workers running."""

@@ -40,6 +40,7 @@ def run_campaign(kills: int, seed: int, rounds: int, steps: int, *, secure: bool
         campaign.await_start()
         runs = [campaign.run]
         while (num_left := kills - len(campaign.kills)) > 0:
+            print(f"run {len(runs)}, {len(campaign.kills)} of {kills} kills", end="\r", file=sys.stderr, flush=True)
             if not campaign.strike(campaign.next_hunt(num_left, min(LEAST_IN_EACH_STATE, kills // 10))):
                 fed.wait_for(campaign.run, timeout_s=60)
                 campaign.run = fed.submit(text)
