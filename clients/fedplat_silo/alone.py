@@ -16,10 +16,10 @@ from fedplat.params import Vector
 from fedplat.spec import RunSpec, TabularOptions
 from fedplat.spec.model import Split
 from fedplat_silo.data.tables import read_table
-from fedplat_silo.participation import MakeWorkers, Workers, threads_per_worker
 from fedplat_silo.trainer.errors import TrainingFailed
 from fedplat_silo.trainer.group import EvaluateOrder, Ready, TrainOrder
 from fedplat_silo.trainer.plan import TrainingPlan
+from fedplat_silo.workplace import MakeWorkers, Workers, threads_per_worker
 
 POOLED = "all together"
 

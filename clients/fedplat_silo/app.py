@@ -25,7 +25,6 @@ from fedplat_silo.datasets import parse_dataset, remember_datasets
 from fedplat_silo.enrol import enrol
 from fedplat_silo.inbox import Inbox
 from fedplat_silo.membership import Membership, load_membership
-from fedplat_silo.participation import Site
 from fedplat_silo.policy import load_policy
 from fedplat_silo.progress import Reporter
 from fedplat_silo.road import Road
@@ -34,6 +33,7 @@ from fedplat_silo.status import Status, silo_home, status_file, write_status
 from fedplat_silo.supernode import Fleet
 from fedplat_silo.trainer.group import WorkerGroup
 from fedplat_silo.transport import Clock, Server, Signer, tls_for
+from fedplat_silo.workplace import Site
 
 log = logging.getLogger(__name__)
 PROGRESS_TIMEOUT_S = 5.0

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric import ec
 
     from fedplat.home import SiloHome
+    from fedplat_silo.approvals import Approval
     from fedplat_silo.ledger import Book
     from fedplat_silo.ledger.overview import Overview
 
@@ -155,7 +156,7 @@ def approve(silo: str | None, home: str | None, run: str, refuse: bool, yes: boo
     from fedplat_silo.approvals import decide, find
 
     place = home_of(silo, home)
-    click.echo("\n".join(_plan(place, find(place, run).run)))
+    click.echo("\n".join(_plan(find(place, run))))
     if not yes:
         click.confirm("Refuse it?" if refuse else "Let it take part?", abort=True)
     decide(place, run, "refused" if refuse else "approved")
@@ -222,13 +223,10 @@ def _describe(found: Overview) -> list[str]:
     return lines
 
 
-def _plan(place: SiloHome, run: str) -> list[str]:
-    from fedplat_silo.approvals import find
-
-    approval = find(place, run)
+def _plan(approval: Approval) -> list[str]:
     spec, privacy = approval.spec, approval.spec.privacy
     lines = [
-        f"run {run}: {spec.name}, spec {approval.spec_hash}",
+        f"run {approval.run}: {spec.name}, spec {approval.spec_hash}",
         f"  task {spec.task.name} on dataset {spec.data.name}, {spec.rounds.count} rounds, {spec.strategy.name}",
     ]
     if not privacy.is_private:

@@ -4,32 +4,21 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import os
-import secrets
-import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import datetime
-from pathlib import Path
-from typing import Protocol, TypeVar
-
-import numpy as np
+from typing import TypeVar
 
 from fedplat import __version__
-from fedplat.canonical import sha256_hex
-from fedplat.errors import DataError, FedplatError, WireError
-from fedplat.home import SiloHome
+from fedplat.errors import FedplatError, WireError
 from fedplat.ledger import LedgerCopy
 from fedplat.metrics import MetricSums
-from fedplat.params import Vector
 from fedplat.reasons import Code, Reason
-from fedplat.secagg.errors import Refusal, RefusedError
-from fedplat.secagg.figures import Figures, FiguresFormat, part_of
-from fedplat.secagg.keys import KEY_BYTES, expand
-from fedplat.spec import RunSpec, Weighting
+from fedplat.secagg.figures import Figures
+from fedplat.spec import RunSpec
 from fedplat.wire.buffers import INLINE_BYTES
 from fedplat.wire.codec import Parcel
 from fedplat.wire.http import Phase, Progress
@@ -42,7 +31,6 @@ from fedplat.wire.messages import (
     JoinReply,
     KeysReply,
     KeysRequest,
-    Masking,
     Reply,
     StepRequest,
     Timings,
@@ -53,52 +41,23 @@ from fedplat.wire.messages import (
     WeightsReply,
     layout_to_wire,
 )
-from fedplat.wire.terms import Shape, format_of, step_terms
-from fedplat_silo.accounts import NO_DATA, Account
+from fedplat_silo.accounts import Account
 from fedplat_silo.data.errors import Refused
-from fedplat_silo.data.exclusion import exclusion_file
-from fedplat_silo.datasets import load_datasets
-from fedplat_silo.masked import masked, quantised, vector_digest, words_of
+from fedplat_silo.masked_steps import MaskedSteps, weight_of
 from fedplat_silo.masker import Masker
 from fedplat_silo.policy import Policy
-from fedplat_silo.records import forget_checkpoint, load_shape, open_run, remember_shape
-from fedplat_silo.road import Road, forget_fetched
+from fedplat_silo.records import forget_checkpoint
+from fedplat_silo.road import forget_fetched
 from fedplat_silo.spool import Finished, Order, Spool, Stored, in_blocks
 from fedplat_silo.tasks.registry import identity
 from fedplat_silo.trainer.errors import Cancelled, TrainingFailed
-from fedplat_silo.trainer.group import EvaluateOrder, EvaluateResult, Ready, TrainOrder, TrainResult
+from fedplat_silo.trainer.group import EvaluateOrder, Ready, TrainOrder
 from fedplat_silo.trainer.memory import Weights, map_weights
-from fedplat_silo.trainer.plan import TrainingPlan
+from fedplat_silo.workplace import Site, Workers, Workplace
 
 Answer = TypeVar("Answer", bound=Reply)
 MaskedAnswer = TypeVar("MaskedAnswer", TrainReply, EvaluateReply)
 log = logging.getLogger(__name__)
-
-
-class Workers(Protocol):
-    """The processes that train; `fedplat_silo.trainer.group.WorkerGroup`."""
-
-    def start(self) -> Ready: ...
-    def initial_weights(self) -> Vector: ...
-    def train(self, order: TrainOrder, weights: Weights) -> TrainResult: ...
-    def evaluate(self, order: EvaluateOrder, weights: Weights) -> EvaluateResult: ...
-    def cancel(self) -> None: ...
-    def close(self) -> None: ...
-
-
-MakeWorkers = Callable[[TrainingPlan, Path, Callable[[Phase, float], None]], Workers]
-
-
-@dataclass(frozen=True)
-class Site:
-    """What all runs of this silo have in common."""
-
-    home: SiloHome
-    make_workers: MakeWorkers
-    report: Callable[[Progress], None]
-    make_road: Callable[[], Road]
-    num_workers: int = 1
-    gpus: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -123,12 +82,10 @@ class Participation:
         self._road = site.make_road()
         self._transfer_s = 0.0
         self._round = 0
-        self._workers: Workers | None = None
-        self._masker: Masker | None = None
-        self._known_shape: Shape | None = None
-        self._ready: Ready | None = None
-        self._over = threading.Event()
-        self._preparing = threading.Lock()
+        self._workplace = Workplace(run, spec, site, account.enrol, self._say)
+        self._masked: MaskedSteps | None = None
+        if spec.secure_aggregation.enabled:
+            self._masked = MaskedSteps(run, spec, site.home, lambda: self._prepare()[1])
 
     def join(self, parent: str | None = None, known: LedgerCopy | None = None) -> JoinReply:
         """Prepares the workers, reserves what the run is going to cost, and says what this silo trains with. `parent`:
@@ -140,10 +97,8 @@ class Participation:
         task = identity(self.spec.task.name)
         ready = self._prepare()[1]
         reserved = self._account.reserve(self.policy, ready.num_units)
-        if self.spec.secure_aggregation.enabled:
-            self._check_weight(ready)
-            remember_shape(self._site.home, self.run, _shape_of(ready))
-            self._masker = Masker(self._site.home, self.run, self.spec, parent)
+        if self._masked is not None:
+            self._masked.join(ready, parent)
         self._say(Phase.WAITING, 0.0)
         return JoinReply(
             run=self.run,
@@ -165,12 +120,6 @@ class Participation:
             warnings=ready.warnings,
             ledger=reserved,
         )
-
-    def _check_weight(self, ready: Ready) -> None:
-        """RefusedError if this silo has more records than the run allows."""
-        most = self.spec.secure_aggregation.max_examples
-        if most is not None and self._weight(ready) > most:
-            raise RefusedError(Refusal.WEIGHT_TOO_LARGE)
 
     def warm_up(self) -> None:
         """Starts the workers ahead of the first question; what goes wrong shows when they are asked for something."""
@@ -197,7 +146,8 @@ class Participation:
         self._spool.forget_before(self.run, request.round)
         order = self._order(parcel, request.round)
         finished = self._spool.get(order)
-        self._check_step(request, order)
+        if self._masked is not None:
+            self._masked.check(self.policy, request, order)
         if finished is None:
             finished = self._train(parcel, order, exchange)
         else:
@@ -211,8 +161,8 @@ class Participation:
                 settled.result()
             charged = self._account.spend(request.round, finished)
             reply = finished.reply.model_copy(update={"step": request.step, "ledger": charged})
-            if self.spec.secure_aggregation.enabled:
-                sent = self._send_masked(reply, request, order, finished.update)
+            if self._masked is not None:
+                sent = self._send_masked(self._masked, reply, request, order, finished.update)
             else:
                 sent = self._send(reply, request.step, finished.update)
             settled.result()
@@ -224,51 +174,48 @@ class Participation:
         request = parcel.body
         self._round = request.round
         order = self._order(parcel, request.round + 1)  # its place is that of the round that would have measured them
-        finished = self._spool.get(order) if self.spec.secure_aggregation.enabled else None
         reply = EvaluateReply(run=self.run, silo=self._site.home.name, round=request.round)
-        if finished is not None:
-            return self._send_masked(reply, request, order, finished.update)
+        finished = None if self._masked is None else self._spool.get(order)
+        if self._masked is not None and finished is not None:
+            return self._send_masked(self._masked, reply, request, order, finished.update)
         workers, ready = self._prepare()
         result = workers.evaluate(EvaluateOrder(request.round), self._weights(parcel, ready))
         forget_fetched(self._spool.folder(self.run))
         self._say(Phase.SENDING, 0.0)
         reply = reply.model_copy(update={"timings": self._timings(result.timings, exchange)})
         evaluated = self._shown(result.evaluated)
-        if self.spec.secure_aggregation.enabled:
+        if self._masked is not None:
             figures = Figures(weight=1, evaluated=evaluated)
             kept = TrainReply(run=self.run, silo=reply.silo, round=order.round, step=request.step)
-            finished = self._spool.put(order, kept, self._quantised(request, ready, order, None, figures))
+            finished = self._spool.put(order, kept, self._masked.quantised(request, ready, order, None, figures))
             self._spool.settle(order)
-            return self._send_masked(reply, request, order, finished.update)
+            return self._send_masked(self._masked, reply, request, order, finished.update)
         shares = self.policy.share_metrics == "per-silo"
         return reply.model_copy(update={"evaluated": evaluated, "share_metrics": shares}), b""
 
     def keys(self, request: KeysRequest) -> KeysReply:
         """A key for an epoch of secure aggregation."""
-        return KeysReply(run=self.run, silo=self._site.home.name, key=self._masking().key(request.epoch))
+        return KeysReply(run=self.run, silo=self._site.home.name, key=self._masker().key(request.epoch))
 
     def agree(self, request: AgreeRequest) -> AgreeReply:
         """The signature under the cohort of a step."""
-        answer, num_confirmed = self._masking().agree(self.policy, request.question)
+        answer, num_confirmed = self._masker().agree(self.policy, request.question)
         return AgreeReply(run=self.run, silo=self._site.home.name, answer=answer, num_confirmed=num_confirmed)
 
     def unmask(self, request: UnmaskRequest) -> UnmaskReply:
         """What helps to open the sum of a cohort."""
-        answer = self._masking().unmask(request.question)
+        answer = self._masker().unmask(request.question)
         return UnmaskReply(run=self.run, silo=self._site.home.name, answer=answer)
 
     def interrupt(self) -> None:
         """Ends what the workers do now, or a transfer, which raises Cancelled; the next command starts them anew."""
         self._road.cancel()
-        if self._workers is not None:
-            self._workers.cancel()
+        self._workplace.interrupt()
 
     def close(self) -> None:
         """Ends the workers, what they do, and a transfer; from now on everything raises Cancelled."""
-        self._over.set()
         self._road.close()
-        if self._workers is not None:
-            self._workers.close()
+        self._workplace.close()
 
     def _train(self, parcel: Parcel[TrainRequest], spool_order: Order, exchange: Exchange) -> Finished:
         request = parcel.body
@@ -295,12 +242,12 @@ class Participation:
             self.spec.rounds.count,
             result.timings.training_s,
         )
-        if self.spec.secure_aggregation.enabled:
+        if self._masked is not None:
             figures = Figures(evaluated=evaluated, trained=trained)
-            blocks = self._quantised(request, ready, spool_order, result.update, figures)
+            blocks = self._masked.quantised(request, ready, spool_order, result.update, figures)
             return self._spool.put(spool_order, reply, blocks, result.released)
         seen = {
-            "weight": self._weight(ready),
+            "weight": weight_of(self.spec, ready),
             "num_examples": self._count(ready),
             "evaluated": evaluated,
             "trained": trained,
@@ -311,55 +258,20 @@ class Participation:
 
     def _order(self, parcel: Parcel[TrainRequest] | Parcel[EvaluateRequest], round_number: int) -> Order:
         """What the answer is an answer to."""
-        request, vector = parcel.body, ""
-        if self.spec.secure_aggregation.enabled:
-            vector = vector_digest(self._asked(request), format_of(request, self.spec, self._shape()))
         return Order(
             run=self.run,
             round=round_number,
-            spec_hash=request.spec_hash,
+            spec_hash=parcel.body.spec_hash,
             weights=_weights_digest(parcel),
-            vector=vector,
+            vector="" if self._masked is None else self._masked.vector(parcel.body),
         )
-
-    def _check_step(self, request: StepRequest, order: Order) -> None:
-        """RefusedError for a step that would be refused once the update is there: before it is trained for."""
-        if self.spec.secure_aggregation.enabled:
-            terms = step_terms(request, self.spec, order.weights, self._shape())
-            self._masking().check(self.policy, self._asked(request).roster, terms)
-
-    def _quantised(
-        self, request: StepRequest, ready: Ready, order: Order, update: Vector | None, figures: Figures
-    ) -> Iterator[memoryview]:
-        """The vector that is going to be masked. RefusedError for what cannot be."""
-        vector, masking = format_of(request, self.spec, self._shape()), self._asked(request)
-        rounding_key = self._rounding_key()
-        weight = 1 if update is None else part_of(vector.limit, self._weight(ready), masking.max_weight)
-        return quantised(
-            np.empty(0, dtype=np.float32) if update is None else update,
-            weight,
-            vector,
-            FiguresFormat(self._shape().empty_sums),
-            rounding_key,
-            expand(rounding_key, "hidden", sha256_hex(order.model_dump_json())),
-            lambda num_clipped, norm: replace(figures, weight=weight, num_clipped=num_clipped, norm=norm),
-        )
-
-    def _rounding_key(self) -> bytes:
-        """Under differential privacy nobody can ever compute it again: the whole numbers are in the spool."""
-        if self.spec.privacy.is_private:
-            return secrets.token_bytes(KEY_BYTES)
-        return self._masking().rounding_key(self.spec.hash, self._round)
 
     def _send_masked(
-        self, reply: MaskedAnswer, request: StepRequest, order: Order, stored: Stored
+        self, steps: MaskedSteps, reply: MaskedAnswer, request: StepRequest, order: Order, stored: Stored
     ) -> tuple[MaskedAnswer, bytes]:
         """The masked vector, once its step is on disk."""
         begun_s = time.monotonic()
-        masker = self._masking()
-        terms = step_terms(request, self.spec, order.weights, self._shape())
-        part = masker.begin(self.policy, self._asked(request).roster, terms, words_of(stored.region))
-        blocks = masked(stored.region, masker.masks())
+        part, blocks = steps.open(self.policy, request, order, stored)
         changes: dict[str, object] = {"masked": part}
         if stored.ref.size_bytes <= INLINE_BYTES:
             buffer = b"".join(blocks)
@@ -370,31 +282,6 @@ class Participation:
         sent = self._send(reply.model_copy(update=changes), request.step, noise)
         self._spool.forget_masked(order)
         return sent
-
-    def _asked(self, request: StepRequest) -> Masking:
-        """RefusedError if it is not to be masked, in a run that is; or weighs by another number than the spec says,
-        for a server that may choose one learns from refusals how many records there are."""
-        if request.masking is None:
-            raise RefusedError(Refusal.NOT_MASKED)
-        uniform = self.spec.strategy.weighting is Weighting.UNIFORM
-        agreed = 1.0 if uniform else self.spec.secure_aggregation.max_examples
-        if agreed is not None and request.masking.max_weight != agreed:
-            raise RefusedError(Refusal.STEP_CHANGED)
-        return request.masking
-
-    def _masking(self) -> Masker:
-        if self._masker is None:
-            self._masker = Masker(self._site.home, self.run, self.spec)
-        return self._masker
-
-    def _shape(self) -> Shape:
-        """What this silo's answers are made of: as it was found at the join, else by the workers."""
-        if self._known_shape is None:
-            self._known_shape = load_shape(self._site.home, self.run) or _shape_of(self._prepare()[1])
-        return self._known_shape
-
-    def _weight(self, ready: Ready) -> float:
-        return ready.num_train if self.spec.strategy.weighting is Weighting.EXAMPLES else 1.0
 
     def _weights(self, parcel: Parcel[TrainRequest] | Parcel[EvaluateRequest], ready: Ready) -> Weights:
         """The weights that came with a request, or are fetched now."""
@@ -426,48 +313,16 @@ class Participation:
             self._transfer_s += time.monotonic() - begun_s
 
     def _prepare(self) -> tuple[Workers, Ready]:
-        """The workers, started when they are not there: at the join, or after a restart of this process."""
-        with self._preparing:
-            if self._workers is None or self._ready is None:
-                self._check_open()
-                plan = self._plan()
-                self._account.enrol(plan.data)
-                log.info("run %s: preparing (starting PyTorch)", self.run)
-                self._workers = self._site.make_workers(plan, self._site.home.log, self._say)
-                self._ready = self._workers.start()
-            self._check_open()
-            return self._workers, self._ready
+        return self._workplace.prepare(self.policy.max_threads)
+
+    def _masker(self) -> Masker:
+        if self._masked is None:
+            raise WireError(f"run {self.run} has no secure aggregation, and is asked for a part of it")
+        return self._masked.masker
 
     def _check_hours(self) -> None:
         if not self.policy.is_open(datetime.now().astimezone().time()):
             raise Refused(Reason.of(Code.OUTSIDE_HOURS), f"allowed_hours is {self.policy.allowed_hours}")
-
-    def _check_open(self) -> None:
-        if self._over.is_set():
-            self.close()
-            raise Cancelled
-
-    def _plan(self) -> TrainingPlan:
-        name = self.spec.data.name
-        try:
-            known = {NO_DATA: Path(os.devnull)} | load_datasets(self._site.home.datasets)
-        except DataError as error:
-            log.warning("%s", error.message)
-            raise Refused(Reason.of(Code.DATASET_UNREADABLE, dataset=name), error.message) from None
-        data = known.get(name)
-        if data is None:
-            raise Refused(Reason.of(Code.DATASET_UNKNOWN, dataset=name), f"no dataset {name!r} in datasets.toml")
-        num_ranks = len(self._site.gpus) or self._site.num_workers
-        return TrainingPlan(
-            spec=self.spec,
-            silo=self._site.home.name,
-            data=data,
-            exclude=exclusion_file(self._site.home),
-            run_dir=open_run(self._site.home, self.run),
-            num_workers=self._site.num_workers,
-            gpus=self._site.gpus,
-            threads=threads_per_worker(self.policy.max_threads, num_ranks),
-        )
 
     def _say(self, phase: Phase, share: float) -> None:
         self._site.report(Progress(run=self.run, round=self._round, phase=phase, share=share))
@@ -488,11 +343,6 @@ class Participation:
         return None if self.policy.share_metrics == "none" else sums
 
 
-def _shape_of(ready: Ready) -> Shape:
-    assert ready.empty_sums is not None
-    return Shape(ready.layout.fingerprint, ready.layout.size, ready.empty_sums)
-
-
 def _weights_digest(parcel: Parcel[TrainRequest] | Parcel[EvaluateRequest]) -> str:
     ref = parcel.body.buffer
     if ref is None:
@@ -500,9 +350,3 @@ def _weights_digest(parcel: Parcel[TrainRequest] | Parcel[EvaluateRequest]) -> s
     if ref.size_bytes <= INLINE_BYTES:  # or the same weights would have two names
         raise WireError(f"a buffer of {ref.size_bytes} bytes comes by the road, not in its message")
     return ref.digest
-
-
-def threads_per_worker(max_threads: int, num_workers: int) -> int:
-    """An equal share of the allowed cores (0: all of this process's), at least one."""
-    cores = len(os.sched_getaffinity(0))
-    return max(1, min(max_threads or cores, cores) // num_workers)

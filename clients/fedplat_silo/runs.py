@@ -16,12 +16,13 @@ from fedplat.wire.messages import JoinReply, JoinRequest
 from fedplat_silo import approvals
 from fedplat_silo.accounts import Account, Accounts
 from fedplat_silo.data.errors import Refused
-from fedplat_silo.participation import Participation, Site
+from fedplat_silo.participation import Participation
 from fedplat_silo.policy import Policy, load_policy
 from fedplat_silo.records import known_hash, live_runs, load_run, remember_run, retire_run, tidy
 from fedplat_silo.spool import Spool
 from fedplat_silo.status import is_paused
 from fedplat_silo.trainer.crew import remove_leftover_crews
+from fedplat_silo.workplace import Site
 
 
 class Runs:

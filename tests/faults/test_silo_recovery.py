@@ -20,13 +20,13 @@ from fedplat.wire.http import Phase
 from fedplat.wire.messages import EvaluateReply, EvaluateRequest, JoinReply, Timings
 from fedplat_silo.client_app import make_client_app
 from fedplat_silo.datasets import remember_datasets
-from fedplat_silo.participation import Site
 from fedplat_silo.runs import Runs
 from fedplat_silo.trainer.ddp import Place
 from fedplat_silo.trainer.group import EvaluateOrder, EvaluateResult, Ready, TrainOrder, TrainResult, _released
 from fedplat_silo.trainer.messages import Command
 from fedplat_silo.trainer.plan import TrainingPlan
 from fedplat_silo.trainer.session import Session
+from fedplat_silo.workplace import Site
 from tests.support.crashes import Crash, CrashingFilesystem
 from tests.support.federation import Federation, federation, wait_until
 from tests.support.membership import enrol

@@ -34,12 +34,12 @@ from fedplat.wire.messages import (
 )
 from fedplat_silo.client_app import make_client_app, run_of
 from fedplat_silo.datasets import remember_datasets
-from fedplat_silo.participation import Site
 from fedplat_silo.policy import load_policy
 from fedplat_silo.runs import Runs
 from fedplat_silo.status import set_paused
 from fedplat_silo.tasks.registry import identity
 from fedplat_silo.trainer.errors import Cancelled, TrainingFailed
+from fedplat_silo.workplace import Site
 from tests.support.membership import enrol
 from tests.unit.silo_process.fakes import LAYOUT, SUMS, Cast, no_road
 

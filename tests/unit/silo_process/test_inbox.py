@@ -29,8 +29,8 @@ from fedplat_silo import inbox as inbox_module
 from fedplat_silo.backoff import Backoff
 from fedplat_silo.client_app import make_client_app
 from fedplat_silo.inbox import Inbox
-from fedplat_silo.participation import Site
 from fedplat_silo.runs import Runs
+from fedplat_silo.workplace import Site
 from tests.unit.silo_process.fakes import Cast, no_road
 from tests.unit.silo_process.test_client_app import WEIGHTS, make_spec
 

@@ -24,9 +24,9 @@ from fedplat.wire.http import Phase
 from fedplat.wire.messages import EvaluateReply, EvaluateRequest, TrainReply, TrainRequest, WeightsReply, WeightsRequest
 from fedplat_silo import road
 from fedplat_silo.client_app import make_client_app
-from fedplat_silo.participation import Site
 from fedplat_silo.runs import Runs
 from fedplat_silo.trainer.errors import Cancelled
+from fedplat_silo.workplace import Site
 from tests.support.crashes import Crash, CrashingFilesystem
 from tests.unit.silo_process.fakes import Cast
 from tests.unit.silo_process.roadside import RoadServer, name_of, road_server
