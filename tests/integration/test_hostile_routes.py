@@ -23,7 +23,7 @@ from tests.support.federation import CommandFailed, Federation, add_constant, fe
 from tests.support.rawsilo import RawSilo, connect, enrol, enrol_body, server_memory_mb
 
 FLEET = ("pull-messages", "pull-object", "push-messages", "push-object")
-OURS = ("wake", "progress", "leave", "enrol", "ca", "health")
+OURS = ("wake", "progress", "leave", "membership", "enrol", "ca", "health")
 
 
 @pytest.fixture(scope="module")
