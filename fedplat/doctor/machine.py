@@ -37,11 +37,11 @@ def check_home(home: Home) -> Finding:
 def check_space(folder: Path) -> Finding:
     """Room on the disk of a home."""
     free = shutil.disk_usage(folder).free
-    said = f"{_size(free)} free at {folder}"
+    said = f"{show_size(free)} free at {folder}"
     if free < MIN_FREE_BYTES:
-        return failed(f"the disk is full: {said}", f"Make room: at least {_size(MIN_FREE_BYTES)}, better more.")
+        return failed(f"the disk is full: {said}", f"Make room: at least {show_size(MIN_FREE_BYTES)}, better more.")
     if free < LOW_FREE_BYTES:
-        return warning(said, f"Make room: below {_size(LOW_FREE_BYTES)} a few rounds of a large model may fill it.")
+        return warning(said, f"Make room: below {show_size(LOW_FREE_BYTES)} a few rounds of a large model may fill it.")
     return ok(said)
 
 
@@ -56,11 +56,11 @@ def check_speed(folder: Path) -> Finding:
     finally:
         with suppress(OSError):
             durable.remove(probe)
-    said = f"{_size(rate)}/s written and synced, {1000 * sync_s:.0f} ms for a small file"
+    said = f"{show_size(rate)}/s written and synced, {1000 * sync_s:.0f} ms for a small file"
     if rate < SLOW_BYTES_PER_S or sync_s > SLOW_SYNC_S:
         return warning(
             f"the disk is slow: {said}",
-            f"Every round waits for it. Use a local disk, with at least {_size(SLOW_BYTES_PER_S)}/s and at most "
+            f"Every round waits for it. Use a local disk, with at least {show_size(SLOW_BYTES_PER_S)}/s and at most "
             f"{1000 * SLOW_SYNC_S:.0f} ms.",
         )
     return ok(said)
@@ -132,7 +132,8 @@ def resolve(host: str) -> list[str]:
     return sorted({str(found[4][0]) for found in socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)})
 
 
-def _size(num_bytes: float) -> str:
+def show_size(num_bytes: float) -> str:
+    """For people."""
     for unit in ("bytes", "KiB", "MiB"):
         if num_bytes < 1024:
             return f"{num_bytes:.0f} {unit}"

@@ -151,6 +151,17 @@ def test_a_key_that_nobody_enrolled_is_refused(silo: RawSilo) -> None:
     assert impostor.post("/v1/fedplat/wake", wake()).status_code == 401
 
 
+def test_a_silo_may_ask_who_it_is_and_is_no_more_here_for_that(fed: Federation) -> None:
+    with enrol(fed, "raw-e") as silo:
+        reply = silo.send("GET", "/v1/fedplat/membership")
+        assert (reply.status_code, reply.json()) == (200, {"silo": "raw-e", "connected": False})
+        assert fed.ask("/silos/raw-e")["last_seen_at"] is None
+        assert silo.http.get("/v1/fedplat/membership").status_code == 401
+        silo.call()
+        assert fed.ask("/silos/raw-e")["last_seen_at"] is not None
+        assert silo.send("GET", "/v1/fedplat/membership").json()["connected"]
+
+
 @pytest.mark.parametrize("offset_s", [300.0, -300.0])
 def test_clock_skew_is_said_in_words(silo: RawSilo, offset_s: float) -> None:
     path, body = "/v1/fedplat/wake", wake()

@@ -54,7 +54,9 @@ def _secrets(visit: Visit) -> Iterator[Path]:
 
 def _enrolment(visit: Visit) -> Finding:
     member = visit.membership
-    return ok(f"as {member.silo} at {member.place.address}, key {show_fingerprint(member.place.key_fingerprint[:16])}")
+    return ok(
+        f"as {member.silo} at {member.place.address}, key {show_fingerprint(member.place.key_fingerprint[:16])} ..."
+    )
 
 
 def _process(visit: Visit) -> Finding:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fedplat.doctor import Check, Finding, failed, ok, warning
+from fedplat.doctor.machine import show_size
 from fedplat.errors import DataError
 from fedplat.spec import RunSpec, load_spec
 from fedplat.spec.privacy import privacy_unit, steps_per_round
@@ -156,14 +157,14 @@ class Study:
             found = self.rehearsal
         return ok(
             f"one batch trained in {found.step_s:.2f} s on {found.device}, {found.num_workers} worker(s); "
-            f"{found.size_bytes / 2**20:.1f} MiB go each way in a round"
+            f"{show_size(found.size_bytes)} go each way in a round"
         )
 
     def check_round_time(self) -> Finding:
         steps = self._num_steps()
         takes_s, limit_s = self.rehearsal.round_s(steps), self.spec.rounds.timeout_s
         said = (
-            f"about {takes_s:.0f} s for {steps} steps and the evaluation, without transfers; {limit_s:g} s are allowed"
+            f"about {takes_s:.1f} s for {steps} steps and the evaluation, without transfers; {limit_s:g} s are allowed"
         )
         if takes_s > limit_s:
             return failed(

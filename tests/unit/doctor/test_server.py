@@ -159,15 +159,20 @@ def test_a_database_that_is_locked(home: ServerHome, monkeypatch: pytest.MonkeyP
         expect(line(server(home), "database"), Level.FAILED, "locked")
 
 
-def test_a_database_with_a_damaged_page(home: ServerHome) -> None:
-    page = sqlite_page(home, "events")
+@pytest.mark.parametrize(
+    ("where", "at", "garbage", "words"),
+    [("events", 0, b"\xff" * 512, "malformed"), ("ix_events_run_id", 3, b"\0\0", "the database is damaged")],
+    ids=["page", "index"],
+)
+def test_a_database_that_is_damaged(home: ServerHome, where: str, at: int, garbage: bytes, words: str) -> None:
+    """A page that is none any more, and an index that says it is empty."""
+    with closing(open_store(f"sqlite:///{home.db}")) as store:
+        store.events.append(kind="server.started", actor="server")
     with home.db.open("r+b") as file:
-        file.seek(page)
-        file.write(b"\xff" * 512)
-    found = server(home)
-    assert {line(found, "database").level, line(found, "integrity").level} & {Level.FAILED}
-    text = line(found, "database").found + line(found, "integrity").found
-    assert "damaged" in text or "malformed" in text, text
+        file.seek(sqlite_page(home, where) + at)
+        file.write(garbage)
+    found = [line(server(home), check) for check in ("database", "integrity")]
+    expect(next(each for each in found if each.level is Level.FAILED), Level.FAILED, words)
 
 
 def test_rows_that_belong_to_nothing(home: ServerHome) -> None:
@@ -202,10 +207,10 @@ def write(home: ServerHome, statement: str, *values: object) -> None:
         database.commit()
 
 
-def sqlite_page(home: ServerHome, table: str) -> int:
-    """Where a table's first page is in the file."""
+def sqlite_page(home: ServerHome, name: str) -> int:
+    """Where the first page of a table or an index is in the file."""
     with closing(sqlite3.connect(home.db)) as database:
         database.execute("PRAGMA wal_checkpoint(TRUNCATE)")
         (size,) = database.execute("PRAGMA page_size").fetchone()
-        (page,) = database.execute("SELECT rootpage FROM sqlite_master WHERE name = ?", (table,)).fetchone()
+        (page,) = database.execute("SELECT rootpage FROM sqlite_master WHERE name = ?", (name,)).fetchone()
     return int(size) * (int(page) - 1)

@@ -167,4 +167,4 @@ def test_rounds_that_take_too_long(
     measured = Rehearsal(step_s=2.0, evaluating_s=1.0, size_bytes=16, device="cpu", num_workers=1)
     monkeypatch.setattr("fedplat_silo.doctor.study.rehearse", lambda *_: measured)
     found = line(look(home, rounds=f"timeout_s = {timeout_s}"), "round time")
-    expect(found, level, f"about 7 s for 3 steps and the evaluation, without transfers; {timeout_s} s are allowed")
+    expect(found, level, f"about 7.0 s for 3 steps and the evaluation, without transfers; {timeout_s} s are allowed")
