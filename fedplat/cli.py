@@ -26,14 +26,16 @@ def root() -> None:
     On the server:  fedplat server start; fedplat silo invite NAME; fedplat run submit study.toml
     In a hospital:  fedplat client join --silo NAME --invite LINE --data NAME=PATH
     To look first:  fedplat demo
+    If it fails:    fedplat doctor
     """
 
 
 def load_commands() -> click.Group:
     """The root command with every installed side's groups."""
-    from fedplat.commands import demo
+    from fedplat.commands import demo, doctor
 
     root.add_command(demo)
+    root.add_command(doctor)
     for entry in sorted(entry_points(group="fedplat.commands"), key=lambda e: e.name):
         root.add_command(entry.load(), entry.name)
     return root

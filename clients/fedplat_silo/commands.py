@@ -15,6 +15,7 @@ from fedplat_silo.options import as_json as _as_json
 from fedplat_silo.options import at_home as _at_home
 from fedplat_silo.options import home_of as _home
 from fedplat_silo.options import one_silo as _options
+from fedplat_silo.options import parse_gpus
 
 if TYPE_CHECKING:
     from fedplat_silo.status import Status
@@ -52,7 +53,7 @@ def join(
     from fedplat_silo.app import JoinOptions
     from fedplat_silo.app import join as join_federation
 
-    root, devices = fedplat_home(home), _parse_gpus(gpus)
+    root, devices = fedplat_home(home), parse_gpus(gpus)
     join_federation(JoinOptions(root, silo, invite, server, data, workers, devices, verbose))
 
 
@@ -147,13 +148,6 @@ def train_alone(home: str | None, spec: Path, data: str, pooled: bool, as_json: 
 
     outcomes = compare(home, spec, data, pooled=pooled)
     click.echo("\n".join(show_outcomes(outcomes, as_json=as_json)))
-
-
-def _parse_gpus(text: str | None) -> tuple[int, ...]:
-    parts = [part.strip() for part in (text or "").split(",") if part.strip()]
-    if not all(part.isascii() and part.isdecimal() for part in parts) or len(set(parts)) != len(parts):
-        raise click.BadParameter("write numbers with commas, for example 0,1", param_hint="--gpus")
-    return tuple(int(part) for part in parts)
 
 
 def _describe(name: str, status: Status | None, paused: bool) -> list[str]:

@@ -33,7 +33,7 @@ class Line:
         """Connects. Raises ConnectionLostError, CertificateError."""
         self._address = address
         self._signer = signer
-        self._http = _connection(address, tls)
+        self._http = connection_to(address, tls)
         with connection_errors(address):
             self._http.connect()
 
@@ -122,7 +122,8 @@ def _chunks(body: bytes, on_sent: Callable[[int], None]) -> Iterator[memoryview]
         on_sent(len(body) - len(rest))
 
 
-def _connection(address: str, tls: ssl.SSLContext) -> HTTPSConnection:
+def connection_to(address: str, tls: ssl.SSLContext) -> HTTPSConnection:
+    """Not connected yet; by the proxy that the environment names, if there is one. Raises ConnectionLostError."""
     server = urlsplit(f"//{address}")
     host, port = str(server.hostname), server.port
     proxy = proxy_for(host, port)
@@ -134,7 +135,7 @@ def _connection(address: str, tls: ssl.SSLContext) -> HTTPSConnection:
             hint="Name an http:// proxy in HTTPS_PROXY, or the server in NO_PROXY.",
         )
     made = _Connection(proxy.hostname, proxy.port or _HTTP_PORT, timeout=CONNECT_TIMEOUT_S, context=tls)
-    made.set_tunnel(host, port, _authorization(proxy))
+    made.set_tunnel(host, port, authorization(proxy))
     return made
 
 
@@ -147,7 +148,8 @@ def proxy_for(host: str, port: int | None) -> SplitResult | None:
     return urlsplit(url if "://" in url else f"http://{url}")
 
 
-def _authorization(proxy: SplitResult) -> dict[str, str]:
+def authorization(proxy: SplitResult) -> dict[str, str]:
+    """The header for a proxy that asks for user and password."""
     if proxy.username is None:
         return {}
     credentials = f"{unquote(proxy.username)}:{unquote(proxy.password or '')}"

@@ -28,3 +28,11 @@ def home_of(silo: str | None, home: str | None) -> SiloHome:
     from fedplat_silo.status import silo_home
 
     return silo_home(fedplat_home(home), silo)
+
+
+def parse_gpus(text: str | None) -> tuple[int, ...]:
+    """0,1,... as numbers. Raises click.BadParameter."""
+    parts = [part.strip() for part in (text or "").split(",") if part.strip()]
+    if not all(part.isascii() and part.isdecimal() for part in parts) or len(set(parts)) != len(parts):
+        raise click.BadParameter("write numbers with commas, for example 0,1", param_hint="--gpus")
+    return tuple(int(part) for part in parts)

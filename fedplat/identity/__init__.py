@@ -11,6 +11,7 @@ from fedplat.identity.authority import (
     ensure_signing_key,
     ensure_tls,
     issue_tls,
+    load_certified,
 )
 from fedplat.identity.invites import Invite, read_invite, secret_hash
 from fedplat.identity.keys import (
@@ -50,6 +51,7 @@ __all__ = [
     "ensure_tls",
     "fingerprint",
     "issue_tls",
+    "load_certified",
     "load_key",
     "load_public",
     "new_key",

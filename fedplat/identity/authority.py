@@ -54,7 +54,7 @@ def ensure_authority(home: ServerHome, now: datetime | None = None) -> Certified
     """Loads the server's CA, or makes it at the first start. Raises IdentityError if it is damaged."""
     path = home.ca / "ca.pem"
     try:
-        return _load(path)
+        return load_certified(path)
     except NotFoundError:
         authority = _new_authority(now or datetime.now(UTC))
         _save(authority, path)
@@ -207,7 +207,7 @@ def _general_name(name: str) -> x509.GeneralName:
 
 def _still_good(path: Path, authority: Certified, names: Sequence[str], now: datetime) -> bool:
     try:
-        certificate = _load(path).certificate
+        certificate = load_certified(path).certificate
         certificate.verify_directly_issued_by(authority.certificate)
         found = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
     except (NotFoundError, IdentityError, InvalidSignature, ValueError, x509.ExtensionNotFound):
@@ -221,7 +221,8 @@ def _save(certified: Certified, path: Path) -> None:
     write_atomic(path, private_pem(certified.key) + certified.certificate_pem.encode("ascii"))
 
 
-def _load(path: Path) -> Certified:
+def load_certified(path: Path) -> Certified:
+    """A key and its certificate from one file. Raises NotFoundError; IdentityError if it is damaged or not private."""
     key = load_key(path)
     try:
         certificate = x509.load_pem_x509_certificate(read_private(path))

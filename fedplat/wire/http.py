@@ -76,6 +76,24 @@ class WakeReply(HttpBody):
     runs: tuple[RunId, ...] = ()
 
 
+class Health(HttpBody):
+    """The server is up. `time`: seconds since 1970 by its clock."""
+
+    status: Literal["ok"] = "ok"
+    fedplat: Short
+    time: float
+
+
+MEMBERSHIP = f"{PREFIX}/membership"
+
+
+class Known(HttpBody):
+    """For whom the server takes the silo that asks. `connected`: a process of that silo is there."""
+
+    silo: Short
+    connected: bool
+
+
 BUFFERS = f"{PREFIX}/buffers"
 """POST: announce an upload. PUT /RUN/STEP?offset=N: its bytes from N to the end of that piece.
 GET /RUN/DIGEST?offset=N: the bytes of a download from N on."""

@@ -19,11 +19,12 @@ from flwr.proto.node_pb2 import Node
 from google.protobuf.message import Message as Proto
 
 from fedplat.identity import Invite, new_key, sign_request
+from fedplat_server.registry import GRACE_S
 from tests.support.federation import CommandFailed, Federation, add_constant, federation, wait_until
 from tests.support.rawsilo import RawSilo, connect, enrol, enrol_body, server_memory_mb
 
 FLEET = ("pull-messages", "pull-object", "push-messages", "push-object")
-OURS = ("wake", "progress", "leave", "enrol", "ca", "health")
+OURS = ("wake", "progress", "leave", "membership", "enrol", "ca", "health")
 
 
 @pytest.fixture(scope="module")
@@ -149,6 +150,17 @@ def test_a_key_that_nobody_enrolled_is_refused(silo: RawSilo) -> None:
     assert reply.json()["error"] == "unknown_silo"
     impostor = RawSilo("raw-a", silo.http)
     assert impostor.post("/v1/fedplat/wake", wake()).status_code == 401
+
+
+def test_a_silo_may_ask_who_it_is_and_is_no_longer_here_for_that(fed: Federation) -> None:
+    path = "/v1/fedplat/membership"
+    with enrol(fed, "raw-e") as silo:
+        reply = silo.send("GET", path)
+        assert (reply.status_code, reply.json()) == (200, {"silo": "raw-e", "connected": False})
+        assert silo.http.get(path).status_code == 401
+        silo.call()
+        assert silo.send("GET", path).json()["connected"]
+        wait_until(lambda: not silo.send("GET", path).json()["connected"], 2 * GRACE_S)
 
 
 @pytest.mark.parametrize("offset_s", [300.0, -300.0])

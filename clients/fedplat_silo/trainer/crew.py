@@ -122,7 +122,7 @@ class Crew:
         self._listener.bind(str(path))
         self._listener.listen(self._plan.num_ranks + 1)
         self._selector.register(self._listener, selectors.EVENT_READ, _LISTENER)
-        arguments = (_command(self._plan, path), _environment(self._plan), self._log)
+        arguments = (_command(self._plan, path), worker_environment(self._plan.threads), self._log)
         self._leader = self._starter.submit(Leader, *arguments).result()
 
     def _admit(self) -> None:
@@ -227,10 +227,11 @@ def _command(plan: TrainingPlan, path: Path) -> list[str]:
     return [*python, "fedplat_silo.trainer.agent", str(path), str(os.getpid()), str(plan.num_ranks)]
 
 
-def _environment(plan: TrainingPlan) -> dict[str, str]:
+def worker_environment(threads: int) -> dict[str, str]:
+    """What a worker's process finds in its environment; they meet on this machine alone."""
     fixed = {
-        "OMP_NUM_THREADS": str(plan.threads),
-        "MKL_NUM_THREADS": str(plan.threads),
+        "OMP_NUM_THREADS": str(threads),
+        "MKL_NUM_THREADS": str(threads),
         "CUBLAS_WORKSPACE_CONFIG": ":4096:8",  # without it cuBLAS is not deterministic
         "GLOO_SOCKET_IFNAME": "lo",
         "NCCL_SOCKET_IFNAME": "lo",

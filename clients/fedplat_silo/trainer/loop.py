@@ -112,12 +112,16 @@ def keep(work: LocalRound, step: int, optimizer: torch.optim.Optimizer, meter: M
         work.checkpoints.save(step, take_state(work, optimizer, meter))
 
 
+def steps_of_round(num_examples: int, training: TrainingSection) -> int:
+    """How many global batches a round has."""
+    return training.steps or -(-num_examples // training.batch_size) * (training.epochs or 0)
+
+
 def global_batches(num_examples: int, training: TrainingSection, seed: int) -> Iterator[tuple[float, Indices]]:
     """(share of the round done after it, example numbers) of each global batch: all examples in a new order each
     epoch, the last batch of an epoch with what is left; `steps` run on over as many epochs as they need."""
     generator = np.random.default_rng(seed)
-    per_epoch = -(-num_examples // training.batch_size)
-    num_steps = training.steps or per_epoch * (training.epochs or 0)
+    per_epoch, num_steps = -(-num_examples // training.batch_size), steps_of_round(num_examples, training)
     order = np.arange(0)
     for step in range(num_steps):
         start = step % per_epoch * training.batch_size

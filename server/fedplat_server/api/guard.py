@@ -19,13 +19,13 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from fedplat.errors import FedplatError, IdentityError
 from fedplat.identity import ClockSkewError, NonceCache, SignedRequest, parse_headers, verify_request
 from fedplat.wire.buffers import PIECE_BYTES
-from fedplat.wire.http import BUFFERS, PREFIX, Problem
+from fedplat.wire.http import BUFFERS, MEMBERSHIP, PREFIX, Problem
 from fedplat_server.registry import Member, Registry
 from fedplat_server.superlink.caller import caller_node_id
 from fedplat_server.superlink.fleet import FLEET_ROUTES
 
 OPEN_ROUTES = frozenset({f"{PREFIX}/ca", f"{PREFIX}/enrol", f"{PREFIX}/health"})
-SIGNED_ROUTES = frozenset({f"{PREFIX}/wake", f"{PREFIX}/progress", f"{PREFIX}/leave", BUFFERS})
+SIGNED_ROUTES = frozenset({f"{PREFIX}/wake", f"{PREFIX}/progress", f"{PREFIX}/leave", MEMBERSHIP, BUFFERS})
 MAX_OPEN_BODY_BYTES = 8_192
 MAX_SIGNED_BODY_BYTES = 65_536
 MAX_FLEET_BODY_BYTES = 64 << 20  # small buffers ride in it, and a layout of many parameters
@@ -77,7 +77,8 @@ class Guard:
         if not is_buffer and path not in SIGNED_ROUTES and path not in FLEET_ROUTES:
             raise Refused(404, "not_found", "there is nothing at this address")
         member, signed = self._authenticate(scope)
-        self.registry.seen(member.name)
+        if path != MEMBERSHIP:  # anybody with the key may look; that is no sign that the silo is up
+            self.registry.seen(member.name)
         scope[MEMBER], scope[SIGNED] = member, signed
         caller_node_id.set(member.node_id)
         _check_length(scope, signed)

@@ -17,7 +17,7 @@ from starlette.routing import Route
 from fedplat import __version__
 from fedplat.bufferfiles import DamagedPieceError
 from fedplat.errors import ConflictError, FedplatError, IdentityError, NotFoundError, StoreError, WireError
-from fedplat.wire.http import PREFIX, EnrolReply, EnrolRequest, Problem, Progress, WakeRequest
+from fedplat.wire.http import PREFIX, EnrolReply, EnrolRequest, Health, Known, Problem, Progress, WakeRequest
 from fedplat_server.api.buffers import BufferRoutes
 from fedplat_server.api.guard import MEMBER
 from fedplat_server.api.wake import Waker
@@ -43,6 +43,7 @@ class SiloRoutes:
         endpoints: list[tuple[str, str, Endpoint]] = [
             ("GET", "ca", self._ca),
             ("GET", "health", self._health),
+            ("GET", "membership", self._membership),
             ("POST", "enrol", self._enrol),
             ("POST", "wake", self._wake),
             ("POST", "progress", self._progress),
@@ -56,7 +57,12 @@ class SiloRoutes:
         return PlainTextResponse(self.ca_pem)
 
     async def _health(self, _request: Request) -> Response:
-        return JSONResponse({"status": "ok", "fedplat": __version__, "time": time.time()})
+        return JSONResponse(Health(fedplat=__version__, time=time.time()).model_dump())
+
+    async def _membership(self, request: Request) -> Response:
+        """Changes nothing: for those who want to know whether the server still takes them for that silo."""
+        member = _member(request)
+        return JSONResponse(Known(silo=member.name, connected=self.registry.is_here(member.name)).model_dump())
 
     async def _enrol(self, request: Request) -> Response:
         reply = await run_in_threadpool(self.enrol, await _body(request, EnrolRequest))

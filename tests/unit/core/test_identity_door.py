@@ -22,6 +22,7 @@ DOOR = {
     "ensure_tls",
     "fingerprint",
     "issue_tls",
+    "load_certified",
     "load_key",
     "load_public",
     "new_key",

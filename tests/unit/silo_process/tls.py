@@ -12,7 +12,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 from fedplat.home import ServerHome
-from fedplat.identity import Invite, ca_fingerprint, ensure_authority, ensure_tls
+from fedplat.identity import Invite, TlsFiles, ca_fingerprint, ensure_authority, ensure_tls
 
 Answer = tuple[int, object]
 Route = Callable[[dict[str, str], bytes], Answer]
@@ -50,7 +50,10 @@ class TlsServer:
 
 
 @contextmanager
-def tls_server(folder: Path, names: tuple[str, ...] = ("localhost",)) -> Iterator[TlsServer]:
+def tls_server(
+    folder: Path, names: tuple[str, ...] = ("localhost",), files: TlsFiles | None = None
+) -> Iterator[TlsServer]:
+    """`files`: another certificate than a fedplat server would make."""
     home = ServerHome(folder)
     home.create()
     made = TlsServer(ensure_authority(home).certificate_pem)
@@ -73,7 +76,7 @@ def tls_server(folder: Path, names: tuple[str, ...] = ("localhost",)) -> Iterato
         def log_message(self, *_: object) -> None:
             pass
 
-    files = ensure_tls(home, names)
+    files = files or ensure_tls(home, names)
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(files.cert, files.key)
     server = _QuietServer(("127.0.0.1", 0), Handler)
