@@ -9,9 +9,9 @@ from pathlib import Path
 from fedplat.spec import RunSpec
 from fedplat_silo.data.exclusion import exclusion_file
 from fedplat_silo.doctor.visit import Visit
-from fedplat_silo.participation import threads_per_worker
 from fedplat_silo.trainer.group import TrainOrder, WorkerGroup
 from fedplat_silo.trainer.plan import TrainingPlan
+from fedplat_silo.workplace import threads_per_worker
 
 
 @dataclass(frozen=True)
