@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-STYLE = """
+from fedplat.report.svg import STYLE as SVG_STYLE
+
+STYLE = (
+    """
 :root { color-scheme: light; }
 * { box-sizing: border-box; }
 body { margin: 0; background: #eef0f3; color: #1c2430;
@@ -29,16 +32,9 @@ table.wide td:nth-child(2) { overflow-wrap: anywhere; min-width: 4rem; }
 figure { margin: 1.4rem 0; break-inside: avoid; }
 figcaption { font-weight: 600; margin-bottom: .3rem; }
 figure > svg { width: 100%; height: auto; display: block; }
-svg text { font-size: 12px; fill: #3a4452; }
-svg .tick { text-anchor: middle; } svg .end { text-anchor: end; } svg .label { text-anchor: middle; }
-svg .inside { text-anchor: end; fill: #fff; font-weight: 600; }
-svg .outside { paint-order: stroke; stroke: #fff; stroke-width: 4px; }
-svg .grid { stroke: #e4e8ed; } svg .axis { stroke: #3a4452; }
-svg polyline { fill: none; stroke-width: 2.2; }
-svg .main { stroke: #1f5fa8; stroke-width: 2.2; } svg .other { stroke: #4d8f6b; stroke-width: 2.2; }
-svg .limit { stroke: #a3250f; stroke-width: 2; stroke-dasharray: 7 4; }
-svg .coin { stroke: #7a8494; stroke-width: 1.6; stroke-dasharray: 2 4; }
-svg rect { fill: #1f5fa8; stroke: none; } svg rect.other { fill: #4d8f6b; } svg rect.bare { fill: #a3250f; }
+"""
+    + SVG_STYLE
+    + """
 .legend { font-size: .8rem; color: #3a4452; } .key { margin-right: 1.4rem; white-space: nowrap; }
 .hand td { height: 2.2rem; }
 details { margin-top: 2rem; font-size: .75rem; color: #556; }
@@ -55,3 +51,4 @@ pre { white-space: pre-wrap; overflow-wrap: anywhere; }
   details { display: none; }
 }
 """
+)
