@@ -11,6 +11,9 @@ Row = tuple[str, ...]
 STATUS = ("pass", "fail", "declared")
 """Cells that say nothing but one of these are set off."""
 
+WHOLE = 12
+"""Tables of up to so many rows are not torn apart by the end of a page."""
+
 
 @dataclass(frozen=True, slots=True)
 class Table:

@@ -154,7 +154,7 @@ def checks(found: Sequence[CheckedEpsilon], more: str) -> Chapter:
             names[check.what],
             say(check.pld),
             say(check.rdp),
-            "not installed" if check.prv_lower is None else f"{check.prv_lower:.3f} to {check.prv_upper:.3f}",
+            "not checked here" if check.prv_lower is None else f"{check.prv_lower:.3f} to {check.prv_upper:.3f}",
             "; ".join(check.failures) or "they agree",
         )
         for check in found

@@ -8,7 +8,7 @@ from __future__ import annotations
 from html import escape, unescape
 
 from fedplat.errors import WireError
-from fedplat.report.document import STATUS, Chapter, Document, Table
+from fedplat.report.document import STATUS, WHOLE, Chapter, Document, Table
 from fedplat.report.style import STYLE
 from fedplat.report.svg import as_svg
 
@@ -78,8 +78,9 @@ def _table(table: Table) -> str:
         for row in table.rows
     )
     kind = "pairs hand" if table.is_form else "wide" if len(table.head) > 5 else "" if table.head else "pairs"
+    whole = " whole" if len(table.rows) <= WHOLE else ""
     return (
-        f'<table class="{kind}">'
+        f'<table class="{kind}{whole}">'
         + (f"<thead><tr>{head}</tr></thead>" if head else "")
         + f"<tbody>{rows}</tbody></table>\n"
     )

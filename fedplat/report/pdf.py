@@ -25,11 +25,12 @@ from reportlab.platypus import (
 )
 from reportlab.platypus import Table as Grid
 
-from fedplat.report.document import STATUS, Chapter, Document, Table
+from fedplat.report.document import STATUS, WHOLE, Chapter, Document, Table
 from fedplat.report.pdfdrawing import Plot, plain
 
 _MARGIN = 18 * mm
-_WIDTH = A4[0] - 2 * _MARGIN
+_PADDING = 6  # reportlab's frames have that
+_WIDTH = A4[0] - 2 * (_MARGIN + _PADDING)
 _WIDE = 5
 _COLUMNS = 108
 _BODY = ParagraphStyle("body", fontName="Helvetica", fontSize=9.5, leading=13.5, textColor=HexColor("#1c2430"))
@@ -94,8 +95,7 @@ def _chapters(chapters: Sequence[Chapter]) -> Iterator[Flowable]:
         yield from map(Plot, chapter.figures)
         for table in chapter.tables:
             if table.rows:
-                yield _grid(table)
-                yield Spacer(1, 3 * mm)
+                yield KeepTogether(_grid(table)) if len(table.rows) <= WHOLE else _grid(table)
         if chapter.verbatim:
             yield Preformatted(plain(chapter.verbatim), _STYLES["verbatim"], maxLineLength=_COLUMNS)
 
@@ -118,7 +118,7 @@ def _grid(table: Table) -> Flowable:
     style = "small" if len(table.head) > _WIDE else "cell"
     head = [[_cell(f"<b>{_marked(cell)}</b>", style) for cell in table.head]] if table.head else []
     rows = [[_cell(_first(row[0]), style), *(_cell(_marked(cell), style) for cell in row[1:])] for row in table.rows]
-    grid = Grid([*head, *rows], colWidths=_widths(table), repeatRows=len(head), hAlign="LEFT")
+    grid = Grid([*head, *rows], colWidths=_widths(table), repeatRows=len(head), hAlign="LEFT", spaceAfter=8)
     grid.setStyle(
         TableStyle(
             [
@@ -142,7 +142,7 @@ def _widths(table: Table) -> list[float]:
     longest = [max(len(row[i]) for row in rows) for i in range(len(table.head))]
     words = [max(len(word) for row in rows for word in row[i].split() or [""]) for i in range(len(table.head))]
     least = [min(word, 16) + 2 for word in words]
-    wish = [max(low, min(long, 60) ** 0.8) for low, long in zip(least, longest, strict=True)]
+    wish = [max(low, min(long, 80) ** 0.85) for low, long in zip(least, longest, strict=True)]
     return [_WIDTH * one / sum(wish) for one in wish]
 
 
@@ -169,6 +169,6 @@ def _footer(canvas: Canvas, pages: SimpleDocTemplate, title: str) -> None:
     canvas.setFont("Helvetica", 7.5)
     canvas.setFillColor(HexColor("#7a8494"))
     shown = title if len(title) <= 100 else f"{title[:99]}…"
-    canvas.drawString(_MARGIN, 10 * mm, shown)
-    canvas.drawRightString(A4[0] - _MARGIN, 10 * mm, f"page {pages.page}")
+    canvas.drawString(_MARGIN + _PADDING, 10 * mm, shown)
+    canvas.drawRightString(A4[0] - _MARGIN - _PADDING, 10 * mm, f"page {pages.page}")
     canvas.restoreState()

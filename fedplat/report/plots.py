@@ -14,6 +14,7 @@ _LEFT, _RIGHT, _TOP, _BOTTOM = 58, 16, 18, 46
 _NUM_TICKS = 5
 _BAR, _NAMES = 28, 92
 _MOST_DOTS = 40
+_RULES = ("limit", "coin")
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +73,7 @@ def line_plot(name: str, x: Axis, y: Axis, lines: Sequence[Line]) -> Figure:
     shapes = [*_frame(x, y)]
     for line in lines:
         points = [(_x(a, x), _y(b, y)) for a, b in line.points]
-        shapes.append(Path(points, line.style, dots=x.whole and len(points) <= _MOST_DOTS))
+        shapes.append(Path(points, line.style, dots=x.whole and line.style not in _RULES and len(points) <= _MOST_DOTS))
     return Figure(name, _WIDTH, _HEIGHT, tuple(shapes), tuple((line.label, line.style) for line in lines))
 
 

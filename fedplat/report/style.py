@@ -25,7 +25,7 @@ th, td { text-align: left; vertical-align: top; padding: .35rem .6rem .35rem 0; 
 th { font-weight: 600; }
 thead th { color: #556; overflow-wrap: normal; }
 table.pairs th { width: 34%; }
-table.wide { font-size: .8rem; } table.wide td { overflow-wrap: break-word; }
+table.wide { font-size: .8rem; } table.wide tbody th { min-width: 5.5rem; } table.wide td { overflow-wrap: break-word; }
 table.wide td:nth-child(2) { overflow-wrap: anywhere; min-width: 4rem; }
 .pass, .fail, .declared { font-weight: 600; white-space: nowrap; }
 .pass { color: #1d6b34; } .fail { color: #a3250f; } .declared { color: #6a5300; }
@@ -45,7 +45,8 @@ pre { white-space: pre-wrap; overflow-wrap: anywhere; }
   body { background: #fff; font-size: 10.5pt; }
   main { max-width: none; margin: 0; padding: 0; }
   * { print-color-adjust: exact; -webkit-print-color-adjust: exact; }
-  h2 { break-after: avoid; } tr, .odds, .attention { break-inside: avoid; } thead { display: table-header-group; }
+  h2, h2 + p { break-after: avoid; } table.whole { break-inside: avoid; }
+  tr, .odds, .attention { break-inside: avoid; } thead { display: table-header-group; }
   figure { margin: .7rem 0; } figure > svg { width: auto; max-width: 100%; max-height: 80mm; }
   .odds { font-size: 12.5pt; margin: .8rem 0; padding: .7rem 1rem; }
   details { display: none; }

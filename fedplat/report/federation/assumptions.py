@@ -19,7 +19,11 @@ def assumptions(
     material: FederationMaterial, charges: Sequence[Charged], loss: FederationLoss, checks: Sequence[CheckedEpsilon]
 ) -> tuple[Assumption, ...]:
     """Those that can be checked first."""
-    declared = (Assumption(name=name, status=Status.DECLARED, statement=text) for name, text in DECLARED)
+    declared = (
+        Assumption(name=name, status=Status.DECLARED, statement=text)
+        for name, text in DECLARED
+        if name != "distinct-patients"
+    )
     return (*_signed(charges), *_figures(charges, checks), *_run(material, charges), *_patients(material), *declared)
 
 

@@ -126,7 +126,7 @@ def _masking(run: FederatedRun) -> Chapter:
         return Chapter("Secure aggregation", text="There was none: the server saw each silo's update, noised as it is.")
     confirmed = "nobody said" if facts.num_confirmed is None else str(facts.num_confirmed)
     rows = [
-        ("Sums that were opened", str(facts.num_sums)),
+        ("Sums", str(facts.num_sums)),
         ("Silos in the smallest", str(facts.smallest_cohort)),
         ("May side with the server, in the worst step", str(facts.colluders_tolerated)),
         ("Peers confirmed by phone, the fewest", confirmed),

@@ -54,10 +54,13 @@ def masking(facts: MaskingFacts | None) -> str:
         return f"The server saw each silo's update: there was no secure aggregation. {stays}"
     if not facts.num_sums:
         return f"No sum was opened. {stays}"
+    num = facts.colluders_tolerated
+    unless = (
+        f"unless more than {num} of the silos side with the server" if num else "unless a silo sides with the server"
+    )
     return (
         f"Besides, the server saw sums alone: {facts.num_sums} of them, over {facts.smallest_cohort} silos or more. No"
-        f" single update can be told as long as at most {facts.colluders_tolerated} of the silos side with the server."
-        f" {stays}"
+        f" single update can be told from them {unless}. {stays}"
     )
 
 
