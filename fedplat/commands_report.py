@@ -121,8 +121,11 @@ def put(content: bytes, output: Path | None, note: str = "") -> None:
 def _text(file: Path) -> str:
     from fedplat.errors import WireError
 
+    hint = "Give the HTML or JSON of the same report."
     try:
-        with file.open(encoding="utf-8", newline="") as opened:
-            return opened.read()
+        content = file.read_bytes()
+        if content.startswith(b"%PDF"):
+            raise WireError(f"{file} is a PDF, which is for reading and cannot be verified", hint=hint)
+        return content.decode()
     except (OSError, UnicodeDecodeError) as error:
-        raise WireError(f"{file} cannot be read: {type(error).__name__}", hint="Give the JSON or HTML file.") from None
+        raise WireError(f"{file} cannot be read: {type(error).__name__}", hint=hint) from None

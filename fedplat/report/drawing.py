@@ -27,6 +27,7 @@ INKS: Mapping[str, Ink] = {
     "third": Ink("#b8741a"),
     "fourth": Ink("#7b4fa3"),
     "fifth": Ink("#aeb7c4"),
+    "sixth": Ink("#2a9db0"),
     "bare": Ink("#a3250f"),
     "limit": Ink("#a3250f", 2, (7, 4)),
     "coin": Ink("#7a8494", 1.6, (2, 4)),

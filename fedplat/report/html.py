@@ -8,11 +8,12 @@ from __future__ import annotations
 from html import escape, unescape
 
 from fedplat.errors import WireError
-from fedplat.report.document import STATUS, WHOLE, Chapter, Document, Table
+from fedplat.report.document import STATUS, WHOLE, Chapter, Document, Row, Table
 from fedplat.report.style import STYLE
 from fedplat.report.svg import as_svg
 
 _OPEN, _CLOSE = '<pre id="report">', "</pre>"
+_LONG = 24
 
 
 def as_html(document: Document) -> str:
@@ -73,10 +74,7 @@ def _chapter(chapter: Chapter) -> str:
 
 def _table(table: Table) -> str:
     head = "".join(f'<th scope="col">{escape(cell)}</th>' for cell in table.head)
-    rows = "".join(
-        f'<tr><th scope="row">{_cell(row[0])}</th>{"".join(f"<td>{_cell(cell)}</td>" for cell in row[1:])}</tr>\n'
-        for row in table.rows
-    )
+    rows = "".join(f"<tr>{_cells(row)}</tr>\n" for row in table.rows)
     kind = "pairs hand" if table.is_form else "wide" if len(table.head) > 5 else "" if table.head else "pairs"
     whole = " whole" if len(table.rows) <= WHOLE else ""
     return (
@@ -84,6 +82,19 @@ def _table(table: Table) -> str:
         + (f"<thead><tr>{head}</tr></thead>" if head else "")
         + f"<tbody>{rows}</tbody></table>\n"
     )
+
+
+def _cells(row: Row) -> str:
+    first, *others = row
+    name = ' class="name"' if len(first) <= _LONG else ""
+    return f'<th scope="row"{name}>{_cell(first)}</th>' + "".join(
+        f"<td{_kind(one)}>{_cell(one)}</td>" for one in others
+    )
+
+
+def _kind(text: str) -> str:
+    """Cells with something as long as a hash may break anywhere, others between words."""
+    return ' class="long"' if any(len(word) > _LONG for word in text.split()) else ""
 
 
 def _cell(text: str) -> str:

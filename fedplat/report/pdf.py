@@ -89,13 +89,14 @@ def _chapters(chapters: Sequence[Chapter]) -> Iterator[Flowable]:
         ]
         if chapter.text:
             head.append(_text(chapter.text, "line"))
+        tables = [_grid(table) for table in chapter.tables if table.rows]
+        if tables and not chapter.items and not chapter.figures and len(chapter.tables[0].rows) <= WHOLE:
+            head.append(tables.pop(0))
         yield KeepTogether(head)
         for item in chapter.items:
             yield Paragraph(escape(plain(item)), _STYLES["item"], bulletText="•")
         yield from map(Plot, chapter.figures)
-        for table in chapter.tables:
-            if table.rows:
-                yield KeepTogether(_grid(table)) if len(table.rows) <= WHOLE else _grid(table)
+        yield from tables
         if chapter.verbatim:
             yield Preformatted(plain(chapter.verbatim), _STYLES["verbatim"], maxLineLength=_COLUMNS)
 

@@ -21,12 +21,13 @@ p { margin: .5rem 0; }
 .attention { padding: .5rem 1.3rem; border-left: 5px solid #a3250f; background: #fdf1ee; }
 table { width: 100%; border-collapse: collapse; margin: .8rem 0; font-size: .875rem; }
 th, td { text-align: left; vertical-align: top; padding: .35rem .6rem .35rem 0; border-bottom: 1px solid #e4e8ed;
-  overflow-wrap: anywhere; }
+  overflow-wrap: break-word; }
 th { font-weight: 600; }
-thead th { color: #556; overflow-wrap: normal; }
-table.pairs th { width: 34%; }
-table.wide { font-size: .8rem; } table.wide tbody th { min-width: 5.5rem; } table.wide td { overflow-wrap: break-word; }
-table.wide td:nth-child(2) { overflow-wrap: anywhere; min-width: 4rem; }
+thead th { color: #556; }
+tbody th { overflow-wrap: anywhere; } tbody th.name { white-space: nowrap; }
+td.long { overflow-wrap: anywhere; min-width: 7rem; }
+table.pairs th { width: 34%; white-space: normal; }
+table.wide { font-size: .8rem; }
 .pass, .fail, .declared { font-weight: 600; white-space: nowrap; }
 .pass { color: #1d6b34; } .fail { color: #a3250f; } .declared { color: #6a5300; }
 figure { margin: 1.4rem 0; break-inside: avoid; }
@@ -39,7 +40,7 @@ figure > svg { width: 100%; height: auto; display: block; }
 .hand td { height: 2.2rem; }
 details { margin-top: 2rem; font-size: .75rem; color: #556; }
 pre { white-space: pre-wrap; overflow-wrap: anywhere; }
-@media (max-width: 40rem) { main { margin: 0; padding: 1.2rem; } }
+@media (max-width: 40rem) { main { margin: 0; padding: 1.2rem; overflow-x: auto; } }
 @page { size: A4; margin: 18mm 16mm; }
 @media print {
   body { background: #fff; font-size: 10.5pt; }

@@ -9,12 +9,11 @@ from typing import Any
 
 from fedplat.errors import ConflictError
 from fedplat.report.document import Chapter, Document, Row, Table, pairs
-from fedplat.report.drawing import Figure
 from fedplat.report.html import as_html
 from fedplat.report.markdown import as_markdown
-from fedplat.report.plots import Axis, Line, line_plot
 from fedplat.report.rendering import indented
 from fedplat.report.table import csv_text
+from fedplat_server.reports.curves import curves, numbers
 from fedplat_server.reports.timing import time_chapter
 
 View = Mapping[str, Any]
@@ -47,7 +46,7 @@ def run_document(view: View) -> Document:
         headlines=(f"{ended[:1].upper()}{ended[1:]}. {done} of {planned} rounds.", *_best(view)),
         lines=(),
         alarms=(),
-        figures=tuple(_curves(view)),
+        figures=tuple(curves(view)),
         chapters=tuple(_chapters(view)),
     )
 
@@ -57,38 +56,8 @@ def _best(view: View) -> Iterator[str]:
     tests = [e for e in view["evaluations"] if e["split"] == "test"]
     if tests:
         last = tests[-1]
-        shown = ", ".join(f"{name} {value:.4f}" for name, value in _numbers(last).items())
+        shown = ", ".join(f"{name} {value:.4f}" for name, value in numbers(last).items())
         yield f"On the test records of {len(last['silos'])} silos, after round {last['round_number']}: {shown}."
-
-
-def _numbers(evaluation: View) -> dict[str, float]:
-    """Loss first, then each metric that is one number."""
-    found = {"loss": evaluation["loss"], **evaluation["metrics"]}
-    numbers = {k: v for k, v in found.items() if isinstance(v, int | float) and not isinstance(v, bool)}
-    return {name: float(value) for name, value in numbers.items() if not name.endswith("_bound")}
-
-
-def _curves(view: View) -> Iterator[Figure]:
-    names = dict.fromkeys(name for one in view["evaluations"] for name in _numbers(one))
-    last = max([1, *(e["round_number"] for e in view["evaluations"])])
-    for name in names:
-        lines = []
-        for split, style in (("test", "main"), ("train", "other")):
-            of_split = [e for e in view["evaluations"] if e["split"] == split and name in _numbers(e)]
-            if of_split:
-                lines.append(
-                    Line(f"{split} records", [(e["round_number"], _numbers(e)[name]) for e in of_split], style)
-                )
-        yield line_plot(name.capitalize(), Axis("round", last, whole=True), _scale(name, lines), lines)
-
-
-def _scale(name: str, lines: list[Line]) -> Axis:
-    """From 0, or from below where there are negative values, to 1 for shares; never without a height."""
-    values = [value for line in lines for _, value in line.points]
-    low, high = min(0.0, *values, 0.0), max(values)
-    is_share = name not in ("loss", "mae", "rmse", "mse") and high <= 1
-    top = 1.0 if is_share else high * 1.08 if high > 0 else 1.0
-    return Axis(name, top, start=low * 1.08)
 
 
 def _chapters(view: View) -> Iterator[Chapter]:
@@ -106,14 +75,14 @@ def _chapters(view: View) -> Iterator[Chapter]:
 
 
 def _figures(view: View) -> Chapter:
-    names = list(dict.fromkeys(name for one in view["evaluations"] for name in _numbers(one)))
+    names = list(dict.fromkeys(name for one in view["evaluations"] for name in numbers(one)))
     rows = [
         (
             str(one["round_number"]),
             one["split"],
             str(len(one["silos"])),
             "" if one["num_examples"] is None else str(one["num_examples"]),
-            *(f"{_numbers(one)[name]:.4f}" if name in _numbers(one) else "" for name in names),
+            *(f"{numbers(one)[name]:.4f}" if name in numbers(one) else "" for name in names),
         )
         for one in sorted(view["evaluations"], key=lambda e: (e["split"], e["round_number"]))
     ]

@@ -20,7 +20,10 @@ def time_chapter(view: View) -> Chapter:
     for part in view["silo_rounds"]:
         if part["seconds_training"] is not None:
             by_silo.setdefault(part["silo_name"], []).append(part)
-    text = "Means over the rounds that a silo has trained in. Waiting: for the server, or for the other silos."
+    text = (
+        "Means over the rounds that a silo has trained in, of its own time. A whole round takes as long as the slowest"
+        " silo, and as opening the sum and the step take at the server."
+    )
     tables = [_silos(by_silo)] if by_silo else []
     if view["secure_steps"]:
         tables.append(_secure(view["secure_steps"]))
