@@ -34,6 +34,7 @@ silos = {{ minimum = 2, names = ["silo-a", "silo-b", "silo-c"], join_timeout_s =
 data = {{ name = "{dataset}", test_share = 0.25 }}
 strategy = {{ weighting = "uniform" }}
 secure_aggregation = {{ enabled = true, min_cohort = 2 }}
+governance = {{ purpose = "Tell the ill by age", shared_patients = [["silo-c", "silo-b"]] }}
 [task]
 name = "tabular"
 [task.options]
@@ -173,7 +174,9 @@ def test_the_servers_report_says_what_the_books_say(fed: Federation) -> None:
     assert {silo: line.alone and from_wire(line.alone.events) for silo, line in lines.items()} == events
     assert all(line.alone_is_known and line.num_rounds == 3 for line in lines.values())
     assert found.privacy_loss.alone is not None
-    assert found.privacy_loss.alone.epsilon == max(epsilon(one, delta=DELTA) for one in events.values())
+    groups = [events["silo-a"], (*events["silo-b"], *events["silo-c"])]
+    assert found.privacy_loss.alone.epsilon == max(epsilon(one, delta=DELTA) for one in groups)
+    assert found.product.intended_use == "Tell the ill by age"
     failed = {one.name for one in found.accounting.assumptions if one.status == "fail"}
     assert failed == {"metrics-counted"}
     assert found.run is not None
