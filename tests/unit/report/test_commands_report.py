@@ -174,3 +174,31 @@ def test_what_is_no_report(silo: Scene) -> None:
     other.write_text("# Report")
     with pytest.raises(FedplatError, match="no privacy report"):
         call(silo, "verify", str(other))
+
+
+def test_where_there_is_neither_side_it_says_what_to_do(tmp_path: Path) -> None:
+    for more, words in ((), "neither a server nor a silo"), (("--silo", "x"), "no silo x"):
+        with pytest.raises(FedplatError, match=words) as caught:
+            CliRunner().invoke(report, ["privacy", "--home", str(tmp_path), *more], catch_exceptions=False)
+        assert "FEDPLAT_HOME" in caught.value.hint
+
+
+def test_a_plan_is_weighed_at_the_silo_though_a_server_is_there_too(silo: Scene) -> None:
+    enrol(silo)
+    plan = silo.folder / "study.toml"
+    plan.write_text(table("heart") + PRIVATE + '[governance]\nlegal_basis = "consent"\n')
+    found = made(silo, "--plan", str(plan), "--units", "30").report
+    assert (found.kind, found.silo) == ("plan", "hospital-a")
+    assert ("Legal basis", "consent") in found.governance.said
+    assert "Legal basis" not in found.governance.to_be_filled_in
+
+
+def test_a_pdf_is_for_reading(silo: Scene) -> None:
+    paper = silo.folder / "report.pdf"
+    call(silo, "privacy", "--output", str(paper))
+    assert paper.read_bytes().startswith(b"%PDF")
+    with pytest.raises(FedplatError, match="is a PDF"):
+        call(silo, "verify", str(paper))
+    refused = CliRunner().invoke(report, ["privacy", "--format", "pdf", "--home", str(silo.folder)])
+    assert refused.exit_code == 2
+    assert "--output" in refused.output
