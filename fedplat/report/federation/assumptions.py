@@ -74,12 +74,12 @@ def _run(material: FederationMaterial, charges: Sequence[Charged]) -> Iterator[A
 
 def _patients(material: FederationMaterial) -> Iterator[Assumption]:
     detail = "; ".join(" and ".join(overlap) for overlap in material.overlaps)
-    statement = "No patient is in the data of two silos, but where the spec says so."
+    statement = "No patient is in the data of two silos, but where specs say so."
     yield Assumption(
         name="disjoint-patients",
         status=Status.DECLARED,
         statement=statement,
-        detail=f"Composed: {detail}." if detail else "The spec declares none.",
+        detail=f"Composed: {detail}." if detail else "Specs declare none.",
     )
 
 

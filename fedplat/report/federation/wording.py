@@ -23,7 +23,7 @@ def rule(material: FederationMaterial) -> str:
         return f"{most} Nobody can check that; whoever signs declares it."
     named = "; ".join(" and ".join(overlap) for overlap in material.overlaps)
     return (
-        f"The spec declares that these may treat the same patients: {named}. Their losses are composed. The others'"
+        f"Specs declare that these may treat the same patients: {named}. Their losses are composed. The others'"
         " patients are declared to be in one silo's data each; the figures are the largest of all these."
     )
 

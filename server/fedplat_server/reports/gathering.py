@@ -37,7 +37,7 @@ def gather(
         subject=_subject(view, silo, dataset),
         run=_run(view) if view is not None else None,
         silos=silos,
-        overlaps=_overlaps([view["spec"]] if view else [use["spec"] for use in known["runs"]]),
+        overlaps=_overlaps([use["spec"] for use in known["runs"]]),
     )
 
 
