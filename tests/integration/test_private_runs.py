@@ -202,7 +202,8 @@ def test_a_report_on_a_run_has_curves_and_who_took_part(fed: Federation) -> None
     page = (fed.folder / "run.html").read_text()
     for told in (
         "Loss",
-        "Accuracy",
+        "Figures on the test records",
+        "accuracy",
         "Where a round&#x27;s time went",
         "3: silo-a, silo-b, silo-c",
         "expected_batch_size",
