@@ -31,13 +31,16 @@ def root() -> None:
 
 
 def load_commands() -> click.Group:
-    """The root command with every installed side's groups."""
+    """The root command with every installed side's groups; an entry point `group.name` is a command in that group."""
     from fedplat.commands import demo, doctor
 
     root.add_command(demo)
     root.add_command(doctor)
     for entry in sorted(entry_points(group="fedplat.commands"), key=lambda e: e.name):
-        root.add_command(entry.load(), entry.name)
+        group, _, name = entry.name.rpartition(".")
+        place = root.commands[group] if group else root
+        assert isinstance(place, click.Group)
+        place.add_command(entry.load(), name)
     return root
 
 

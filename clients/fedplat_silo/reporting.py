@@ -12,9 +12,10 @@ from fedplat.errors import FedplatError, NotFoundError
 from fedplat.identity import load_public
 from fedplat.ledger import Unit, to_wire
 from fedplat.privacy.planning import planned_event
-from fedplat.report import BookFacts, DatasetFacts, Limit, Material, Release, RunFacts, RunState, SpecFacts
+from fedplat.report import BookFacts, DatasetFacts, Limit, Material, Release, RunFacts, RunState
+from fedplat.report.material import spec_facts
 from fedplat.report.sums import tightest
-from fedplat.spec.privacy import expected_batch_size, privacy_unit
+from fedplat.spec.privacy import privacy_unit
 from fedplat_silo.approvals import find
 from fedplat_silo.ledger import BookBehind, find_book, verify_book
 from fedplat_silo.ledger.entries import Entry, ExclusionUsed, Spent
@@ -72,7 +73,7 @@ def of_plan(home: SiloHome, spec: RunSpec, num_units: int) -> Material:
         state=RunState.PLANNED,
         has_privacy=spec.privacy.is_private,
         rest=to_wire([planned_event(spec, num_units)]) if spec.privacy.is_private else (),
-        spec=_about(spec),
+        spec=spec_facts(spec),
     )
     try:
         reading: Reading | None = _read(home)
@@ -158,7 +159,7 @@ def _run(home: SiloHome, page: RunBook) -> RunFacts:
         state=RunState.OPEN if page.is_open else RunState.CLOSED,
         has_privacy=reserved.mode != UNPROTECTED,
         rest=to_wire(events_of(page.rest)),
-        spec=_about(spec) if spec else None,
+        spec=spec_facts(spec) if spec else None,
     )
 
 
@@ -170,18 +171,6 @@ def _spec(home: SiloHome, run: str, spec_hash: str) -> RunSpec | None:
     with suppress(FedplatError):
         found.append(find(home, run).spec)
     return next((spec for spec in found if spec.hash == spec_hash), None)
-
-
-def _about(spec: RunSpec) -> SpecFacts:
-    return SpecFacts(
-        study=spec.name,
-        task=spec.task.name,
-        num_rounds=spec.rounds.count,
-        clip_norm=spec.privacy.clip_norm,
-        expected_batch_size=expected_batch_size(spec),
-        metrics=spec.privacy.metrics or "unprotected",
-        secure_aggregation=spec.secure_aggregation.enabled,
-    )
 
 
 def _dataset(dataset: Dataset, entries: tuple[Entry, ...]) -> DatasetFacts:

@@ -23,6 +23,7 @@ class Label(StrEnum):
     LEDGER = "fedplat/1/ledger"
     LEDGER_HEAD = "fedplat/1/ledger-head"
     LEDGER_REPORT = "fedplat/1/ledger-report"
+    SERVER_REPORT = "fedplat/1/server-report"
     JOIN = "fedplat/1/join"
     SERVER = "fedplat/1/server"
 

@@ -36,7 +36,7 @@ class CrossCheck:
     pld: float
     rdp: float
     prv: PrvBounds | None
-    """None where Opacus is not installed, or cannot compute it."""
+    """None where Opacus is not installed, cannot compute it, or was not asked."""
     prv_error: str = ""
 
     @property
@@ -52,12 +52,12 @@ class CrossCheck:
         return (*found, self.prv_error) if self.prv_error else tuple(found)
 
 
-def cross_check(events: Iterable[SampledGaussian], *, delta: float) -> CrossCheck:
-    """Epsilon at `delta` by PLD, RDP and, where Opacus is installed, PRV."""
+def cross_check(events: Iterable[SampledGaussian], *, delta: float, with_prv: bool = True) -> CrossCheck:
+    """Epsilon at `delta` by PLD, RDP and, where Opacus is installed and `with_prv` says so, PRV."""
     composed = merged(events)
     prv, prv_error = None, ""
     try:
-        prv = prv_bounds(composed, delta=delta)
+        prv = prv_bounds(composed, delta=delta) if with_prv else None
     except PrivacyError as error:
         prv_error = error.message
     return CrossCheck(

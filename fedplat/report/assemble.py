@@ -28,6 +28,7 @@ from fedplat.report.model import (
     RunLine,
     TrustModel,
 )
+from fedplat.spec.governance import GovernanceSection
 
 
 def make_report(material: Material) -> PrivacyReport:
@@ -55,7 +56,7 @@ def make_report(material: Material) -> PrivacyReport:
             randomness=wording.RANDOMNESS,
         ),
         empirical=Empirical(note=wording.NO_AUDIT),
-        governance=Governance(ledger=material.book, to_be_filled_in=wording.TO_BE_FILLED_IN),
+        governance=_governance(material),
     )
 
 
@@ -153,12 +154,13 @@ def _product(material: Material) -> Product:
     run = material.the_run
     names = run.dataset if run is not None else ", ".join(dataset.name for dataset in material.datasets)
     study = run.spec.study if run is not None and run.spec is not None else None
+    purpose = run.spec.governance.purpose if run is not None and run.spec is not None else ""
     about = f"run {material.subject}" if run is not None else "all models trained with these patients' data"
     return Product(
         name=study or material.subject or names or "models",
         data_curators=(material.silo,),
         data_product_type="Machine learning model",
-        intended_use="to be filled in: see governance",
+        intended_use=purpose or "to be filled in: see governance",
         description=f"Federated training on dataset {names or 'unknown'} of silo {material.silo}: {about}.",
         spec_hash=run.spec_hash if run is not None else None,
     )
@@ -172,6 +174,14 @@ def _flavor(material: Material) -> Flavor:
         output_measure="(epsilon, delta), from the privacy loss distribution of all releases together",
         data_domain="tables whose columns, scales and categories are declared in the run spec",
         unprotected_quantities=wording.unprotected(material),
+    )
+
+
+def _governance(material: Material) -> Governance:
+    run = material.the_run
+    said = run.spec.governance if run is not None and run.spec is not None else GovernanceSection()
+    return Governance(
+        ledger=material.book, said=wording.governance(said), to_be_filled_in=wording.to_be_filled_in(said)
     )
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from fedplat.report.material import Material
 from fedplat.report.model import Assumption, CheckedEpsilon, Lifetime, Status
 
-_DECLARED = (
+DECLARED = (
     ("sampling", "Each step samples every patient or record independently, by a key that only the silo has."),
     ("clipping", "Every gradient is clipped before the sum, in whatever way the model is computed."),
     ("noise", "The noise is drawn from the operating system's randomness, once a step, and never drawn again."),
@@ -26,7 +26,7 @@ def assumptions(
     material: Material, checks: tuple[CheckedEpsilon, ...], lifetime: Lifetime, *, is_bounded: bool
 ) -> tuple[Assumption, ...]:
     """Those that can be checked first."""
-    declared = (Assumption(name=name, status=Status.DECLARED, statement=text) for name, text in _DECLARED)
+    declared = (Assumption(name=name, status=Status.DECLARED, statement=text) for name, text in DECLARED)
     return (*_book(material), *_figures(material, checks, lifetime, is_bounded), *_data(material), *declared)
 
 
@@ -36,13 +36,13 @@ def _book(material: Material) -> Iterator[Assumption]:
     if book is None:
         yield Assumption(name="ledger-whole", status=Status.DECLARED, statement=whole, detail="There is no ledger yet.")
         return
-    yield _judge("ledger-whole", not book.problem, whole, book.problem or f"{book.seq} entries, each sealing the last.")
+    yield judge("ledger-whole", not book.problem, whole, book.problem or f"{book.seq} entries, each sealing the last.")
     known = "The server knows the ledger too, so that an old copy in its place would be found out."
     if book.countersigned is None:
         detail = "The server has not signed any entry yet."
         yield Assumption(name="countersigned", status=Status.DECLARED, statement=known, detail=detail)
     else:
-        yield _judge("countersigned", True, known, f"Signed up to entry {book.countersigned} of {book.seq}.")
+        yield judge("countersigned", True, known, f"Signed up to entry {book.countersigned} of {book.seq}.")
     if material.lost:
         num = sum(event.num_steps for event in material.lost)
         yield Assumption(
@@ -57,16 +57,16 @@ def _figures(
     material: Material, checks: tuple[CheckedEpsilon, ...], lifetime: Lifetime, is_bounded: bool
 ) -> Iterator[Assumption]:
     bare = [run.run for run in material.runs if not run.has_privacy]
-    yield _judge(
+    yield judge(
         "all-private", not bare and is_bounded, "Every run on these patients has differential privacy.", _list(bare)
     )
     wrong = [failure for check in checks for failure in check.failures]
-    yield _judge("accountants-agree", not wrong, "Independent accountants agree about epsilon.", "; ".join(wrong))
+    yield judge("accountants-agree", not wrong, "Independent accountants agree about epsilon.", "; ".join(wrong))
     others = [run.run for run in material.runs if run.has_privacy and run.unit != material.unit]
-    yield _judge("one-unit", not others, f"Every run protects the same: a {material.unit}.", _list(others))
+    yield judge("one-unit", not others, f"Every run protects the same: a {material.unit}.", _list(others))
     yield _metrics(material)
     if lifetime.fits is not None:
-        yield _judge("within-budget", lifetime.fits, "All that runs spent, and may still spend, is within the budget.")
+        yield judge("within-budget", lifetime.fits, "All that runs spent, and may still spend, is within the budget.")
 
 
 def _metrics(material: Material) -> Assumption:
@@ -75,7 +75,7 @@ def _metrics(material: Material) -> Assumption:
     bare = [run.run for run in material.runs if run.spec is not None and run.spec.metrics != "none"]
     unknown = [run.run for run in material.runs if run.spec is None]
     if bare or not unknown:
-        return _judge("metrics-counted", not bare, statement, _list(bare))
+        return judge("metrics-counted", not bare, statement, _list(bare))
     detail = f"What the spec says is not known here any more: {', '.join(unknown)}."
     return Assumption(name="metrics-counted", status=Status.DECLARED, statement=statement, detail=detail)
 
@@ -85,11 +85,11 @@ def _data(material: Material) -> Iterator[Assumption]:
     num = material.num_units or sum(size or 0 for size in sizes)
     small = f"Delta is below 1 / number of {material.unit}s."
     if num:
-        yield _judge("small-delta", material.delta * num < 1, small, f"{material.delta:g} against 1 / {num}.")
+        yield judge("small-delta", material.delta * num < 1, small, f"{material.delta:g} against 1 / {num}.")
     else:
         yield Assumption(name="small-delta", status=Status.DECLARED, statement=small, detail="The number is not known.")
     if material.num_units is not None and any(sizes):
-        yield _judge(
+        yield judge(
             "units-as-declared",
             material.num_units <= num_known(sizes),
             "A plan samples from no more than there are.",
@@ -115,7 +115,8 @@ def num_known(sizes: list[int | None]) -> int:
     return max((size or 0 for size in sizes), default=0)
 
 
-def _judge(name: str, holds: bool, statement: str, detail: str = "") -> Assumption:
+def judge(name: str, holds: bool, statement: str, detail: str = "") -> Assumption:
+    """Pass or fail."""
     return Assumption(name=name, status=Status.PASS if holds else Status.FAIL, statement=statement, detail=detail)
 
 

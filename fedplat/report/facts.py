@@ -1,44 +1,43 @@
-"""The report as headed tables and lists of text, which HTML and Markdown then set each in its own way."""
+"""A silo's privacy report as a document."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 
 from fedplat.ledger import Events
 from fedplat.privacy.values import round_up
-from fedplat.report.model import Kind, Loss, PrivacyReport, ReportFile
-from fedplat.report.wording import say
+from fedplat.report.document import Chapter, Document, Row, Table, pairs
+from fedplat.report.model import CheckedEpsilon, Kind, Loss, PrivacyReport, ReportFile, ReportSignature
+from fedplat.report.pictures import pictures
+from fedplat.report.wording import ATTENTION, say
 
-Row = tuple[str, ...]
 _RATES = (0.001, 0.01, 0.05, 0.1)
 
 
-@dataclass(frozen=True, slots=True)
-class Table:
-    """`head` empty: two columns, the first of which names the second."""
-
-    head: Row
-    rows: tuple[Row, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Chapter:
-    """`items`: a list; comes after the text and before the tables."""
-
-    title: str
-    text: str = ""
-    items: tuple[str, ...] = ()
-    tables: tuple[Table, ...] = ()
-
-
-def title(report: PrivacyReport) -> str:
-    """What it is, about what, of whom."""
-    what = {Kind.LIFETIME: "Privacy report", Kind.RUN: "Privacy report", Kind.PLAN: "Privacy report before a run"}
-    return f"{what[report.kind]}: {report.product.name}, silo {report.silo}"
+def document(file: ReportFile, data: str) -> Document:
+    """The whole report; `data`: the file as canonical JSON."""
+    report = file.report
+    signed = "signed by the silo's key" if file.signature else "not signed"
+    headlines = tuple(line for line in report.summary if " right " in line)
+    alarms = tuple(line for line in report.summary if line.startswith(ATTENTION))
+    return Document(
+        title=_title(report),
+        description=f"{report.product.description} Made at {report.made_at:%Y-%m-%d %H:%M} UTC, {signed}.",
+        headlines=headlines,
+        lines=tuple(line for line in report.summary if line not in headlines and line not in alarms),
+        alarms=alarms,
+        figures=tuple(pictures(report)),
+        chapters=tuple(_chapters(file)),
+        data=data,
+    )
 
 
-def chapters(file: ReportFile) -> Iterator[Chapter]:
+def _title(report: PrivacyReport) -> str:
+    what = "Privacy report before a run" if report.kind is Kind.PLAN else "Privacy report"
+    return f"{what}: {report.product.name}, silo {report.silo}"
+
+
+def _chapters(file: ReportFile) -> Iterator[Chapter]:
     """All after page one."""
     report = file.report
     yield Chapter("What is not protected", items=report.dp_flavor.unprotected_quantities)
@@ -46,9 +45,11 @@ def chapters(file: ReportFile) -> Iterator[Chapter]:
     yield _assumptions(report)
     yield _lifetime(report)
     yield _runs(report)
-    yield _checks(report)
+    yield checks(
+        report.accounting.cross_check, "Where Opacus is, it must be between PRV's bounds, too; else nobody signs."
+    )
     yield _promise(report)
-    yield Chapter("Who sees what", tables=(_pairs((actor.name, actor.sees) for actor in report.model.actors),))
+    yield Chapter("Who sees what", tables=(pairs((actor.name, actor.sees) for actor in report.model.actors),))
     yield Chapter("Tested by attack", text=report.empirical.note)
     yield _events(report)
     yield _governance(file)
@@ -56,15 +57,19 @@ def chapters(file: ReportFile) -> Iterator[Chapter]:
 
 def _figures(report: PrivacyReport) -> Chapter:
     loss = report.privacy_loss
-    columns = [("This run alone", loss.alone)] * (loss.alone is not None) + [("All together", loss.lifetime)]
-    named = [(name, _loss(found)) for name, found in columns if found is not None]
-    head = ("", *(name for name, _ in named))
-    rows = tuple((label, *(cells[label] for _, cells in named)) for label in named[0][1])
     return Chapter(
         "What can be told about one patient" if loss.privacy_unit == "patient" else "What can be told about one record",
         text=f"{loss.privacy_unit_description} All figures are upper bounds, rounded up, for the best test there is.",
-        tables=(Table(head, rows),),
+        tables=(loss_table(loss.alone, loss.lifetime),),
     )
+
+
+def loss_table(alone: Loss | None, lifetime: Loss) -> Table:
+    """All figures, of the run and of all together."""
+    named = [("This run alone", _loss(alone))] if alone is not None else []
+    named.append(("All together", _loss(lifetime)))
+    head = ("", *(name for name, _ in named))
+    return Table(head, tuple((label, *(cells[label] for _, cells in named)) for label in named[0][1]))
 
 
 def _loss(loss: Loss) -> dict[str, str]:
@@ -105,7 +110,7 @@ def _lifetime(report: PrivacyReport) -> Chapter:
     return Chapter(
         "The budget for life",
         text=f"Epsilons at delta {found.delta:g}. {report.accounting.composition}",
-        tables=(_pairs(shown),),
+        tables=(pairs(shown),),
     )
 
 
@@ -141,28 +146,29 @@ def _none(rows: Sequence[Row]) -> str:
     return "In brackets: steps that may still come." if rows else "There was none."
 
 
-def _checks(report: PrivacyReport) -> Chapter:
+def checks(found: Sequence[CheckedEpsilon], more: str) -> Chapter:
+    """What other accountants say; `more`: what becomes of that."""
     names = {"alone": "This run alone", "lifetime": "All together"}
     rows = tuple(
         (
             names[check.what],
             say(check.pld),
             say(check.rdp),
-            "not installed" if check.prv_lower is None else f"{check.prv_lower:.3f} to {check.prv_upper:.3f}",
+            "not checked here" if check.prv_lower is None else f"{check.prv_lower:.3f} to {check.prv_upper:.3f}",
             "; ".join(check.failures) or "they agree",
         )
-        for check in report.accounting.cross_check
+        for check in found
     )
     return Chapter(
         "The same epsilon by other accountants",
-        text="The report's epsilon (PLD) must be at most RDP's, and between PRV's bounds; else nobody signs.",
+        text=f"The report's epsilon (PLD) must be at most RDP's. {more}",
         tables=(Table(("", "PLD", "RDP", "PRV", ""), rows),),
     )
 
 
 def _promise(report: PrivacyReport) -> Chapter:
     flavor, made = report.dp_flavor, report.implementation
-    pairs = [
+    facts = [
         ("Promise", flavor.name),
         ("Neighbours", flavor.input_metric),
         ("Measure", flavor.output_measure),
@@ -173,7 +179,7 @@ def _promise(report: PrivacyReport) -> Chapter:
         ("Accountant", f"{report.accounting.accountant}, {report.accounting.accountant_version}"),
         ("Software", f"{made.software} {made.software_version}"),
     ]
-    return Chapter("The promise in technical words", tables=(_pairs(pairs),))
+    return Chapter("The promise in technical words", tables=(pairs(facts),))
 
 
 def _events(report: PrivacyReport) -> Chapter:
@@ -201,23 +207,23 @@ def _told(events: Events) -> str:
 
 def _governance(file: ReportFile) -> Chapter:
     book, signature = file.report.governance.ledger, file.signature
-    pairs = [("Report made at", f"{file.report.made_at:%Y-%m-%d %H:%M} UTC")]
+    facts = [("Report made at", f"{file.report.made_at:%Y-%m-%d %H:%M} UTC")]
     if book is not None:
         signed = "not yet" if book.countersigned is None else f"up to entry {book.countersigned}"
-        pairs += [("Ledger's head", f"entry {book.seq}, {book.head}"), ("Countersigned by the server", signed)]
+        facts += [("Ledger's head", f"entry {book.seq}, {book.head}"), ("Countersigned by the server", signed)]
     if file.report.product.spec_hash:
-        pairs.append(("Spec", file.report.product.spec_hash))
-    if signature is None:
-        pairs.append(("Signature", f"none. {file.unsigned_because}"))
-    else:
-        pairs += [("Signed by the key", signature.fingerprint), ("Signature", signature.signature)]
+        facts.append(("Spec", file.report.product.spec_hash))
+    facts += signature_lines(signature, file.unsigned_because)
     blank = [(line, "") for line in file.report.governance.to_be_filled_in]
     return Chapter(
         "Signature, and what people add",
         text="`fedplat report verify FILE` checks the signature over this report and the ledger's head.",
-        tables=(_pairs(pairs), _pairs(blank)),
+        tables=(pairs((*facts, *file.report.governance.said)), pairs(blank)),
     )
 
 
-def _pairs(rows: Iterable[tuple[str, str]]) -> Table:
-    return Table((), tuple(rows))
+def signature_lines(signature: ReportSignature | None, unsigned_because: str) -> list[tuple[str, str]]:
+    """Who signed, or why nobody did."""
+    if signature is None:
+        return [("Signature", f"none. {unsigned_because}")]
+    return [("Signed by the key", signature.fingerprint), ("Signature", signature.signature)]

@@ -54,9 +54,35 @@ def right_in_100(gain: float) -> int:
     return min(100, math.ceil(round(50 * (1 + gain), 9)))
 
 
-def checked(what: Literal["alone", "lifetime"], events: Facts, delta: float) -> CheckedEpsilon:
-    """The figure beside what other accountants say."""
-    found = cross_check(events, delta=delta)
+def worst_of(losses: Sequence[Loss]) -> Loss:
+    """Figure by figure the largest, None if one of them has no bound. At least one; all at the same delta."""
+    bounded_all = all(loss.epsilon is not None for loss in losses)
+    curves = [{point.order: point.divergence for point in loss.rdp_curve} for loss in losses]
+    orders = sorted(set.intersection(*(set(curve) for curve in curves))) if bounded_all else []
+    return Loss(
+        epsilon=_largest([loss.epsilon for loss in losses]),
+        delta=losses[0].delta,
+        membership_advantage=max(loss.membership_advantage for loss in losses),
+        right_in_100=max(loss.right_in_100 for loss in losses),
+        gdp_mu=_largest([loss.gdp_mu for loss in losses]),
+        trade_off=tuple(
+            RatePoint(fpr=points[0].fpr, tpr=max(point.tpr for point in points))
+            for points in zip(*(loss.trade_off for loss in losses), strict=True)
+        ),
+        rdp_curve=tuple(RenyiPoint(order=order, divergence=max(c[order] for c in curves)) for order in orders),
+    )
+
+
+def _largest(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return max(known) if len(known) == len(values) else None
+
+
+def checked(
+    what: Literal["alone", "lifetime"], events: Facts, delta: float, *, with_prv: bool = True
+) -> CheckedEpsilon:
+    """The figure beside what other accountants say; `with_prv` loads Opacus where it is installed."""
+    found = cross_check(events, delta=delta, with_prv=with_prv)
     return CheckedEpsilon(
         what=what,
         delta=delta,

@@ -1,73 +1,62 @@
-"""The report as one HTML file: style and plots inside, no scripts, nothing from elsewhere, everything escaped.
+"""A document as one HTML file: style and plots inside, no scripts, nothing from elsewhere, everything escaped.
 
-The signed data are inside as well, so that the file can be verified: by them, and by writing it anew.
+The data that a signature is over are inside as well, so that the file can be verified: by them, and by writing it anew.
 """
 
 from __future__ import annotations
 
-import hmac
 from html import escape, unescape
 
-from fedplat.errors import IdentityError, WireError
-from fedplat.report.facts import Chapter, Table, chapters, title
-from fedplat.report.material import RunState
-from fedplat.report.model import Accounting, PrivacyReport, ReportFile, RunLine, Status
-from fedplat.report.plots import Axis, Line, bar_plot, line_plot
-from fedplat.report.signing import canonical, read_report
+from fedplat.errors import WireError
+from fedplat.report.document import STATUS, WHOLE, Chapter, Document, Row, Table
 from fedplat.report.style import STYLE
+from fedplat.report.svg import as_svg
 
 _OPEN, _CLOSE = '<pre id="report">', "</pre>"
-_STATUS = {status.value for status in Status}
-_ATTENTION = "Attention"
-_MOST_BARS = 40
+_LONG = 24
 
 
-def as_html(file: ReportFile) -> str:
-    """The whole document."""
-    report = file.report
+def as_html(document: Document) -> str:
+    """The whole page."""
     return (
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'\">\n"
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{escape(title(report))}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n<main>\n"
-        f"{_front(file)}\n{''.join(map(_chapter, chapters(file)))}"
-        f"<details><summary>The same report as data, which the signature is over</summary>\n"
-        f"{_OPEN}{escape(canonical(file))}{_CLOSE}\n</details>\n</main>\n</body>\n</html>\n"
+        f"<title>{escape(document.title)}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n<main>\n"
+        f"{_front(document)}\n{''.join(map(_chapter, document.chapters))}{_data(document.data)}"
+        "</main>\n</body>\n</html>\n"
     )
 
 
-def data_of(text: str) -> str:
-    """The report inside an HTML file, as JSON. Raises WireError; IdentityError if the page says anything else."""
+def data_inside(text: str) -> str:
+    """The report inside an HTML file, as JSON. Raises WireError."""
     start = text.find(_OPEN)
     end = text.find(_CLOSE, start)
     if start < 0 or end < 0:
-        raise WireError("there is no report inside this HTML file", hint="Ask the silo for the file again.")
-    data = unescape(text[start + len(_OPEN) : end])
-    if not hmac.compare_digest(as_html(read_report(data)).encode(), text.encode("utf-8", "surrogatepass")):
-        raise IdentityError(
-            "the page does not say what the data inside it say",
-            hint="It was altered, or made by another version of fedplat: verify the JSON of the same report.",
-        )
-    return data
+        raise WireError("there is no report inside this HTML file", hint="Ask whoever made it for the file again.")
+    return unescape(text[start + len(_OPEN) : end])
 
 
-def _front(file: ReportFile) -> str:
-    report = file.report
-    about = [line for line in report.summary if " right " in line]
-    alarms = [line for line in report.summary if line.startswith(_ATTENTION)]
-    others = [line for line in report.summary if line not in about and line not in alarms]
-    signed = "signed by the silo's key" if file.signature else "not signed"
-    made = f"Made at {report.made_at:%Y-%m-%d %H:%M} UTC, {signed}."
+def _data(data: str) -> str:
+    if not data:
+        return ""
     return (
-        f'<section class="front"><h1>{escape(title(report))}</h1>'
-        f'<p class="from">{escape(report.product.description)} {made}</p>'
-        f'<div class="odds">{_paragraphs(about)}</div>{_paragraphs(others)}'
-        + (f'<div class="attention">{_paragraphs(alarms)}</div>' if alarms else "")
-        + f"{_plots(report)}</section>"
+        "<details><summary>The same report as data, which the signature is over</summary>\n"
+        f"{_OPEN}{escape(data)}{_CLOSE}\n</details>\n"
     )
 
 
-def _paragraphs(lines: list[str]) -> str:
+def _front(document: Document) -> str:
+    return (
+        f'<section class="front"><h1>{escape(document.title)}</h1><p class="from">{escape(document.description)}</p>'
+        + (f'<div class="odds">{_paragraphs(document.headlines)}</div>' if document.headlines else "")
+        + _paragraphs(document.lines)
+        + (f'<div class="attention">{_paragraphs(document.alarms)}</div>' if document.alarms else "")
+        + f"{''.join(map(as_svg, document.figures))}</section>"
+    )
+
+
+def _paragraphs(lines: tuple[str, ...]) -> str:
     return "".join(f"<p>{escape(line)}</p>" for line in lines)
 
 
@@ -77,70 +66,36 @@ def _chapter(chapter: Chapter) -> str:
         f"<h2>{escape(chapter.title)}</h2>\n"
         + (f"<p>{escape(chapter.text)}</p>\n" if chapter.text else "")
         + (f"<ul>{items}</ul>\n" if items else "")
+        + "".join(map(as_svg, chapter.figures))
         + "".join(map(_table, chapter.tables))
+        + (f"<pre>{escape(chapter.verbatim)}</pre>\n" if chapter.verbatim else "")
     )
 
 
 def _table(table: Table) -> str:
     head = "".join(f'<th scope="col">{escape(cell)}</th>' for cell in table.head)
-    rows = "".join(
-        f'<tr><th scope="row">{_cell(row[0])}</th>{"".join(f"<td>{_cell(cell)}</td>" for cell in row[1:])}</tr>\n'
-        for row in table.rows
-    )
-    blank = not table.head and not any(row[1] for row in table.rows)
-    kind = "pairs hand" if blank else "wide" if len(table.head) > 5 else "" if table.head else "pairs"
+    rows = "".join(f"<tr>{_cells(row)}</tr>\n" for row in table.rows)
+    kind = "pairs hand" if table.is_form else "wide" if len(table.head) > 5 else "" if table.head else "pairs"
+    whole = " whole" if len(table.rows) <= WHOLE else ""
     return (
-        f'<table class="{kind}">'
+        f'<table class="{kind}{whole}">'
         + (f"<thead><tr>{head}</tr></thead>" if head else "")
         + f"<tbody>{rows}</tbody></table>\n"
     )
 
 
-def _cell(text: str) -> str:
-    return f'<span class="{text}">{text}</span>' if text in _STATUS else escape(text)
-
-
-def _plots(report: PrivacyReport) -> str:
-    accounting = report.accounting
-    parts = [_trade_off(report)]
-    if len(accounting.epsilon_over_releases) > 1:
-        parts.append(_over_releases(accounting))
-    if accounting.runs:
-        parts.append(_bars(accounting))
-    return "".join(parts)
-
-
-def _trade_off(report: PrivacyReport) -> str:
-    loss = report.privacy_loss
-    lines = [Line("all together", [(p.fpr, p.tpr) for p in loss.lifetime.trade_off], "main")]
-    if loss.alone is not None:
-        lines.append(Line("this run alone", [(p.fpr, p.tpr) for p in loss.alone.trade_off], "other"))
-    lines.append(Line("a coin toss", [(0, 0), (1, 1)], "coin"))
-    name = "How well the best test tells whether somebody took part"
-    return line_plot(
-        name, Axis("falsely accused (false positive rate)", 1), Axis("found (true positive rate)", 1), lines
+def _cells(row: Row) -> str:
+    first, *others = row
+    name = ' class="name"' if len(first) <= _LONG else ""
+    return f'<th scope="row"{name}>{_cell(first)}</th>' + "".join(
+        f"<td{_kind(one)}>{_cell(one)}</td>" for one in others
     )
 
 
-def _over_releases(accounting: Accounting) -> str:
-    points = [(p.num_releases, p.epsilon) for p in accounting.epsilon_over_releases]
-    budget, end = accounting.lifetime.budget, max(points[-1][0], 1)
-    most = max(points[-1][1], budget or 0) or 1.0
-    lines = [Line("spent", points, "main")]
-    if budget is not None:
-        lines.append(Line(f"budget {budget:g}", [(0, budget), (end, budget)], "limit"))
-    is_whole = points[-1][0] == len(accounting.releases)
-    upto = "over all releases so far" if is_whole else "up to the first release from which on nothing bounds it"
-    name = f"Epsilon at delta {accounting.lifetime.delta:g} {upto}"
-    return line_plot(name, Axis("releases (rounds of all runs)", end), Axis("epsilon", most * 1.1), lines)
+def _kind(text: str) -> str:
+    """Cells with something as long as a hash may break anywhere, others between words."""
+    return ' class="long"' if any(len(word) > _LONG for word in text.split()) else ""
 
 
-def _bars(accounting: Accounting) -> str:
-    own = [(run.run, run.epsilon, _colour(run)) for run in accounting.runs[-_MOST_BARS:]]
-    total = ("all together", accounting.lifetime.after, "main")
-    name = "Epsilon of each run alone, and of all together (they do not add up)"
-    return bar_plot(name, f"epsilon at delta {accounting.lifetime.delta:g}", [*own, total], accounting.lifetime.budget)
-
-
-def _colour(run: RunLine) -> str:
-    return "bare" if run.epsilon is None else "other" if run.state is not RunState.PLANNED else "main"
+def _cell(text: str) -> str:
+    return f'<span class="{text}">{text}</span>' if text in STATUS else escape(text)

@@ -1,19 +1,19 @@
-"""The report as Markdown."""
+"""A document as Markdown."""
 
 from __future__ import annotations
 
 import re
 
-from fedplat.report.facts import Chapter, Row, Table, chapters, title
-from fedplat.report.model import ReportFile
+from fedplat.report.document import Chapter, Document, Row, Table
 
 _SPECIAL = re.compile(r"([\\`*_{}\[\]<>()#+|!&~])")
 
 
-def as_markdown(file: ReportFile) -> str:
-    """For reading; the file that can be verified is HTML or JSON."""
-    first = [f"# {_escape(title(file.report))}", *map(_escape, file.report.summary)]
-    return "\n\n".join([*first, *(part for chapter in chapters(file) for part in _chapter(chapter))]) + "\n"
+def as_markdown(document: Document) -> str:
+    """For reading, without plots; the file that can be verified is HTML or JSON."""
+    summary = map(_escape, (document.description, *document.headlines, *document.lines, *document.alarms))
+    first = [f"# {_escape(document.title)}", *summary]
+    return "\n\n".join([*first, *(part for chapter in document.chapters for part in _chapter(chapter))]) + "\n"
 
 
 def _chapter(chapter: Chapter) -> list[str]:
@@ -22,7 +22,8 @@ def _chapter(chapter: Chapter) -> list[str]:
         parts.append(_escape(chapter.text))
     if chapter.items:
         parts.append("\n".join(f"- {_escape(item)}" for item in chapter.items))
-    return parts + [_table(table) for table in chapter.tables]
+    parts += [_table(table) for table in chapter.tables]
+    return parts + ([_indented(chapter.verbatim)] if chapter.verbatim else [])
 
 
 def _table(table: Table) -> str:
@@ -33,6 +34,10 @@ def _table(table: Table) -> str:
 
 def _row(cells: Row) -> str:
     return "| " + " | ".join(_escape(cell) for cell in cells) + " |"
+
+
+def _indented(text: str) -> str:
+    return "\n".join(f"    {line}" for line in text.splitlines())
 
 
 def _escape(text: str) -> str:

@@ -9,6 +9,9 @@ from pydantic import AwareDatetime, Field
 
 from fedplat.ledger import Attempt, Delta, Digest, Epsilon, Events, Name, Round, SiloName, Unit
 from fedplat.report.base import Count, Part
+from fedplat.spec.governance import GovernanceSection
+from fedplat.spec.model import RunSpec
+from fedplat.spec.privacy import expected_batch_size
 
 RunName = Annotated[str, Field(min_length=1, max_length=63)]
 
@@ -31,6 +34,7 @@ class SpecFacts(Part):
     expected_batch_size: Count
     metrics: str
     secure_aggregation: bool
+    governance: GovernanceSection = GovernanceSection()
 
 
 class RunFacts(Part):
@@ -115,3 +119,17 @@ class Material(Part):
     def is_plan(self) -> bool:
         """Whether it was made before the run."""
         return self.the_run is not None and self.the_run.state is RunState.PLANNED
+
+
+def spec_facts(spec: RunSpec) -> SpecFacts:
+    """What a report says of a spec."""
+    return SpecFacts(
+        study=spec.name,
+        task=spec.task.name,
+        num_rounds=spec.rounds.count,
+        clip_norm=spec.privacy.clip_norm,
+        expected_batch_size=expected_batch_size(spec),
+        metrics=spec.privacy.metrics or "unprotected",
+        secure_aggregation=spec.secure_aggregation.enabled,
+        governance=spec.governance,
+    )

@@ -197,9 +197,11 @@ class Empirical(Part):
 
 
 class Governance(Part):
-    """Where it stands in the silo's ledger, and what people have to add by hand."""
+    """Where it stands in the silo's ledger, what the spec's [governance] says (label, text), and what people have to
+    add by hand."""
 
     ledger: BookFacts | None
+    said: tuple[tuple[str, str], ...]
     to_be_filled_in: tuple[str, ...]
 
 

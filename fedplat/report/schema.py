@@ -5,14 +5,15 @@ from __future__ import annotations
 import json
 import sys
 
-from fedplat.report.model import ReportFile
+from pydantic import TypeAdapter
+
+from fedplat.report.signing import AnyFile
 
 
 def schema() -> dict[str, object]:
-    """JSON Schema, draft 2020-12, of what `--format json` writes."""
-    return {"$schema": "https://json-schema.org/draft/2020-12/schema"} | ReportFile.model_json_schema(
-        mode="serialization"
-    )
+    """JSON Schema, draft 2020-12, of what `--format json` writes: at a silo, or at the server."""
+    both: TypeAdapter[AnyFile] = TypeAdapter(AnyFile)
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema"} | both.json_schema(mode="serialization")
 
 
 if __name__ == "__main__":

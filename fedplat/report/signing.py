@@ -1,9 +1,13 @@
-"""The silo's signature over a report, and whether a report that somebody hands over bears it."""
+"""Signatures over reports, and whether a report that somebody hands over bears one.
+
+A silo signs with its enrolled key what its own book says; the server, under a label of its own, what silos signed.
+"""
 
 from __future__ import annotations
 
 import hmac
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -12,9 +16,12 @@ from pydantic import ValidationError
 from fedplat.canonical import canonical_json
 from fedplat.errors import IdentityError, WireError
 from fedplat.identity import Label, fingerprint, load_public, public_pem, sign, verify
-from fedplat.report.model import PrivacyReport, ReportFile, ReportSignature
+from fedplat.ledger import verify_statement
+from fedplat.report.federation.model import FederationFile, FederationReport
+from fedplat.report.model import CheckedEpsilon, PrivacyReport, ReportFile, ReportSignature
 
-_HINT = "Ask the silo for the file again: fedplat report privacy --format json"
+AnyFile = ReportFile | FederationFile
+_HINT = "Ask whoever made it for the file again: fedplat report privacy --format json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,21 +29,21 @@ class Verdict:
     """A report whose signature is valid. `is_known`: the key is the one that was expected; False if nobody
     said which: then the signature proves that one key made all of it, and not whose key."""
 
-    file: ReportFile
+    file: AnyFile
     fingerprint: str
     is_known: bool
+
+
+def signer(report: PrivacyReport | FederationReport) -> str:
+    """Who signs such a report."""
+    return f"server {report.server}" if isinstance(report, FederationReport) else f"silo {report.silo}"
 
 
 def sign_report(key: ec.EllipticCurvePrivateKey, report: PrivacyReport) -> ReportFile:
     """By the silo's enrolled key, over the report and the ledger's head; unsigned where that would be wrong."""
     if reason := _objection(report):
         return unsigned_report(report, reason)
-    signature = ReportSignature(
-        key=public_pem(key),
-        fingerprint=fingerprint(key.public_key()),
-        signature=sign(key, Label.LEDGER_REPORT, *_fields(report)).hex(),
-    )
-    return ReportFile(report=report, signature=signature)
+    return ReportFile(report=report, signature=_signature(key, report))
 
 
 def unsigned_report(report: PrivacyReport, reason: str) -> ReportFile:
@@ -44,16 +51,25 @@ def unsigned_report(report: PrivacyReport, reason: str) -> ReportFile:
     return ReportFile(report=report, signature=None, unsigned_because=_objection(report) or reason)
 
 
-def verify_report(text: str, expected: str | None = None) -> Verdict:
-    """`text`: a report as JSON; `expected`: the fingerprint of the silo's key.
+def sign_federation(key: ec.EllipticCurvePrivateKey, report: FederationReport) -> FederationFile:
+    """By the server's key; unsigned where that would be wrong."""
+    if reason := _objection(report):
+        return FederationFile(report=report, signature=None, unsigned_because=reason)
+    return FederationFile(report=report, signature=_signature(key, report))
 
-    Raises WireError for what is no report, IdentityError for one that is not signed, was altered, or by another key.
+
+def verify_report(text: str, expected: str | None = None) -> Verdict:
+    """`text`: a report as JSON; `expected`: the fingerprint of the silo's key, or the server's.
+
+    Raises WireError for what is no report, IdentityError for one that is not signed, was altered, or by another key;
+    also where a statement of a silo that is inside is not as that silo signed it.
     """
     file = read_report(text)
     if file.signature is None:
         raise IdentityError("the report is not signed", hint=file.unsigned_because)
     key = load_public(file.signature.key)
-    verify(key, Label.LEDGER_REPORT, bytes.fromhex(file.signature.signature), *_fields(file.report))
+    label, fields = _label(file.report), _fields(file.report)
+    verify(key, label, bytes.fromhex(file.signature.signature), *fields)
     found = fingerprint(key)
     if not hmac.compare_digest(found, file.signature.fingerprint):
         raise IdentityError("the report names another key than the one that signed it", hint=_HINT)
@@ -61,17 +77,19 @@ def verify_report(text: str, expected: str | None = None) -> Verdict:
         raise IdentityError("the report is signed although it must not be", hint=_objection(file.report))
     if expected is not None and not hmac.compare_digest(found, expected):
         raise IdentityError(
-            f"the report is signed by another key than silo {file.report.silo}'s",
+            f"the report is signed by another key than that of {signer(file.report)}",
             hint="Compare fingerprints by phone: the silo reads out `fedplat client fingerprint`.",
         )
+    if isinstance(file, FederationFile):
+        _check_statements(file.report)
     return Verdict(file, found, expected is not None)
 
 
-def read_report(text: str) -> ReportFile:
+def read_report(text: str) -> AnyFile:
     """Raises WireError unless the text is a report and says nothing besides, nor anything twice."""
     try:
         raw = json.loads(text, object_pairs_hook=_once)
-        file = ReportFile.model_validate_json(text)
+        file = _kind(raw).model_validate_json(text)
     except (ValueError, RecursionError) as error:
         first = error.errors()[0]["loc"] if isinstance(error, ValidationError) else ()
         where = f" (at {'.'.join(map(str, first))})" if first else ""
@@ -81,23 +99,61 @@ def read_report(text: str) -> ReportFile:
     return file
 
 
-def canonical(file: ReportFile) -> str:
+def canonical(file: AnyFile) -> str:
     """The file as canonical JSON."""
     return canonical_json(file.model_dump(mode="json"))
 
 
-def _fields(report: PrivacyReport) -> tuple[str | int, ...]:
+def _kind(raw: object) -> type[ReportFile] | type[FederationFile]:
+    report = raw.get("report") if isinstance(raw, dict) else None
+    return FederationFile if isinstance(report, dict) and "scope" in report else ReportFile
+
+
+def _signature(key: ec.EllipticCurvePrivateKey, report: PrivacyReport | FederationReport) -> ReportSignature:
+    return ReportSignature(
+        key=public_pem(key),
+        fingerprint=fingerprint(key.public_key()),
+        signature=sign(key, _label(report), *_fields(report)).hex(),
+    )
+
+
+def _label(report: PrivacyReport | FederationReport) -> Label:
+    return Label.SERVER_REPORT if isinstance(report, FederationReport) else Label.LEDGER_REPORT
+
+
+def _fields(report: PrivacyReport | FederationReport) -> tuple[str | int, ...]:
+    text = canonical_json(report.model_dump(mode="json"))
+    if isinstance(report, FederationReport):
+        return report.server, text
     book = report.governance.ledger
     head = (book.seq, book.head) if book is not None else (0, "")
-    return report.silo, *head, canonical_json(report.model_dump(mode="json"))
+    return report.silo, *head, text
 
 
-def _objection(report: PrivacyReport) -> str:
-    wrong = [failure for check in report.accounting.cross_check for failure in check.failures]
+def _objection(report: PrivacyReport | FederationReport) -> str:
+    wrong = list(_failures(report.accounting.cross_check))
     if wrong:
         return f"The accountants do not agree: {'; '.join(wrong)}."
+    if isinstance(report, FederationReport):
+        failed = {one.name for one in report.accounting.assumptions if one.status == "fail"}
+        return "A silo has signed another epsilon than its events give." if "figures-as-signed" in failed else ""
     book = report.governance.ledger
     return f"The ledger is not whole: {book.problem}." if book is not None and book.problem else ""
+
+
+def _failures(checks: Iterable[CheckedEpsilon]) -> Iterable[str]:
+    return (failure for check in checks for failure in check.failures)
+
+
+def _check_statements(report: FederationReport) -> None:
+    """What silos signed is inside as they signed it, and the figures are about that."""
+    for line in report.privacy_loss.silos:
+        if line.statement is None or line.statement_key is None:
+            continue
+        key = load_public(line.statement_key)
+        told = verify_statement(line.statement, key, line.silo)
+        if fingerprint(key) != line.fingerprint or told.spent != line.lifetime.events:
+            raise IdentityError(f"the report says something else than silo {line.silo} has signed", hint=_HINT)
 
 
 def _once(pairs: list[tuple[str, object]]) -> dict[str, object]:

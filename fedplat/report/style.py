@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-STYLE = """
+from fedplat.report.svg import STYLE as SVG_STYLE
+
+STYLE = (
+    """
 :root { color-scheme: light; }
 * { box-sizing: border-box; }
 body { margin: 0; background: #eef0f3; color: #1c2430;
@@ -18,40 +21,36 @@ p { margin: .5rem 0; }
 .attention { padding: .5rem 1.3rem; border-left: 5px solid #a3250f; background: #fdf1ee; }
 table { width: 100%; border-collapse: collapse; margin: .8rem 0; font-size: .875rem; }
 th, td { text-align: left; vertical-align: top; padding: .35rem .6rem .35rem 0; border-bottom: 1px solid #e4e8ed;
-  overflow-wrap: anywhere; }
+  overflow-wrap: break-word; }
 th { font-weight: 600; }
-thead th { color: #556; overflow-wrap: normal; }
-table.pairs th { width: 34%; }
-table.wide { font-size: .8rem; } table.wide td { overflow-wrap: break-word; }
-table.wide td:nth-child(2) { overflow-wrap: anywhere; min-width: 4rem; }
+thead th { color: #556; }
+tbody th { overflow-wrap: anywhere; } tbody th.name { white-space: nowrap; }
+td.long { overflow-wrap: anywhere; min-width: 7rem; }
+table.pairs th { width: 34%; white-space: normal; }
+table.wide { font-size: .8rem; }
 .pass, .fail, .declared { font-weight: 600; white-space: nowrap; }
 .pass { color: #1d6b34; } .fail { color: #a3250f; } .declared { color: #6a5300; }
 figure { margin: 1.4rem 0; break-inside: avoid; }
 figcaption { font-weight: 600; margin-bottom: .3rem; }
 figure > svg { width: 100%; height: auto; display: block; }
-svg text { font-size: 12px; fill: #3a4452; }
-svg .tick { text-anchor: middle; } svg .end { text-anchor: end; } svg .label { text-anchor: middle; }
-svg .inside { text-anchor: end; fill: #fff; font-weight: 600; }
-svg .outside { paint-order: stroke; stroke: #fff; stroke-width: 4px; }
-svg .grid { stroke: #e4e8ed; } svg .axis { stroke: #3a4452; }
-svg polyline { fill: none; stroke-width: 2.2; }
-svg .main { stroke: #1f5fa8; stroke-width: 2.2; } svg .other { stroke: #4d8f6b; stroke-width: 2.2; }
-svg .limit { stroke: #a3250f; stroke-width: 2; stroke-dasharray: 7 4; }
-svg .coin { stroke: #7a8494; stroke-width: 1.6; stroke-dasharray: 2 4; }
-svg rect { fill: #1f5fa8; stroke: none; } svg rect.other { fill: #4d8f6b; } svg rect.bare { fill: #a3250f; }
+"""
+    + SVG_STYLE
+    + """
 .legend { font-size: .8rem; color: #3a4452; } .key { margin-right: 1.4rem; white-space: nowrap; }
 .hand td { height: 2.2rem; }
 details { margin-top: 2rem; font-size: .75rem; color: #556; }
 pre { white-space: pre-wrap; overflow-wrap: anywhere; }
-@media (max-width: 40rem) { main { margin: 0; padding: 1.2rem; } }
+@media (max-width: 40rem) { main { margin: 0; padding: 1.2rem; overflow-x: auto; } }
 @page { size: A4; margin: 18mm 16mm; }
 @media print {
   body { background: #fff; font-size: 10.5pt; }
   main { max-width: none; margin: 0; padding: 0; }
   * { print-color-adjust: exact; -webkit-print-color-adjust: exact; }
-  h2 { break-after: avoid; } tr, .odds, .attention { break-inside: avoid; } thead { display: table-header-group; }
+  h2, h2 + p { break-after: avoid; } table.whole { break-inside: avoid; }
+  tr, .odds, .attention { break-inside: avoid; } thead { display: table-header-group; }
   figure { margin: .7rem 0; } figure > svg { width: auto; max-width: 100%; max-height: 80mm; }
   .odds { font-size: 12.5pt; margin: .8rem 0; padding: .7rem 1rem; }
   details { display: none; }
 }
 """
+)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 from fedplat.ledger import Events
 from fedplat.report.model import ReportFile
@@ -15,10 +15,15 @@ Row = tuple[object, ...]
 
 def as_csv(file: ReportFile) -> str:
     """One row an event: `released`, `lost` (charged for lost entries), `may_still_spend`; `bare` without noise."""
+    return csv_text(_HEADER, _rows(file))
+
+
+def csv_text(header: Sequence[str], rows: Iterable[Row]) -> str:
+    """The table, with nothing in it that a spreadsheet would compute."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(_HEADER)
-    writer.writerows(tuple(map(_inert, row)) for row in _rows(file))
+    writer.writerow(header)
+    writer.writerows(tuple(map(_inert, row)) for row in rows)
     return text.getvalue()
 
 

@@ -7,16 +7,20 @@ from collections.abc import Iterator
 from fedplat.privacy.values import round_up
 from fedplat.report.material import Material
 from fedplat.report.model import Actor, Assumption, Kind, Lifetime, Loss, PrivacyLoss, Status
+from fedplat.spec.governance import GovernanceSection
 
-TO_BE_FILLED_IN = (
-    "Purpose of the processing",
-    "Legal basis",
-    "Ethics approval (reference)",
-    "Controllers",
-    "Recipients of the model",
-    "Retention",
-    "Privacy officer",
-    "Decision, and until when it holds",
+_GOVERNANCE = {
+    "purpose": "Purpose of the processing",
+    "legal_basis": "Legal basis",
+    "ethics_reference": "Ethics approval (reference)",
+    "controllers": "Controllers",
+    "recipients": "Recipients of the model",
+    "retention": "Retention",
+}
+_BY_HAND = ("Privacy officer", "Decision, and until when it holds")
+POPULATION_FACTS = (
+    "What the study finds out about people in general. If the model shows that smokers fall ill more often, one"
+    " learns something about every smoker, whether or not they were in the data."
 )
 COMPOSITION = (
     "All releases on these patients are composed from their events, over all runs and all datasets that share a"
@@ -29,6 +33,7 @@ MECHANISMS = (
 RANDOMNESS = "The operating system's, in the silo; the server knows no seed of samples or noise."
 NO_AUDIT = "No attack was run against the models of this report; the figures are proofs, not measurements."
 
+ATTENTION = "Attention"
 _UNITS = {
     "patient": "All records of one patient in this silo's training data, together.",
     "record": "One record in this silo's training data. A patient with several records is protected less.",
@@ -54,10 +59,25 @@ def summary(material: Material, kind: Kind, loss: PrivacyLoss, lifetime: Lifetim
     return (*lines, _odds(material, leads[kind], loss.lifetime, will), *_figures(kind, loss, lifetime))
 
 
+def to_be_filled_in(said: GovernanceSection) -> tuple[str, ...]:
+    """What the spec's [governance] does not say, and what only people can."""
+    return (*(label for key, label in _GOVERNANCE.items() if not getattr(said, key)), *_BY_HAND)
+
+
+def governance(said: GovernanceSection) -> tuple[tuple[str, str], ...]:
+    """What the spec's [governance] says, each under its label."""
+    told = {key: getattr(said, key) for key in _GOVERNANCE}
+    return tuple(
+        (label, told[key] if isinstance(told[key], str) else ", ".join(told[key]))
+        for key, label in _GOVERNANCE.items()
+        if told[key]
+    )
+
+
 def failed(assumptions: tuple[Assumption, ...]) -> tuple[str, ...]:
     """Page one, where something does not hold."""
     names = [one.statement for one in assumptions if one.status is Status.FAIL]
-    return tuple(f"Attention, this does not hold: {name}" for name in names)
+    return tuple(f"{ATTENTION}, this does not hold: {name}" for name in names)
 
 
 def unprotected(material: Material) -> tuple[str, ...]:
@@ -69,15 +89,19 @@ def actors(material: Material) -> tuple[Actor, ...]:
     """Who sees what."""
     run = material.the_run
     is_secure = run.spec.secure_aggregation if run is not None and run.spec is not None else None
-    single = "every update of this silo, noised before it left"
-    total = "the sum of all silos' updates, each of them noised before it left, and no single one"
-    sees = {True: total, False: single, None: f"as a run's spec says, {single}, or only {total}"}[is_secure]
     return (
         Actor(name=f"Silo {material.silo}", sees="its own records, and each round's model"),
-        Actor(name="The server and its operator", sees=sees),
+        Actor(name="The server and its operator", sees=server_sees(is_secure)),
         Actor(name="Other silos", sees="each round's model, which is made of the noised updates"),
         Actor(name="Whoever gets the model", sees="the final model, and what the study publishes of its rounds"),
     )
+
+
+def server_sees(is_secure: bool | None) -> str:
+    """`is_secure`: whether updates were masked; None if runs differ in that."""
+    single = "every update of a silo, noised before it left"
+    total = "the sum of all silos' updates, each of them noised before it left, and no single one"
+    return {True: total, False: single, None: f"as a run's spec says, {single}, or only {total}"}[is_secure]
 
 
 def _releases(kind: Kind) -> str:
@@ -113,13 +137,11 @@ def _figures(kind: Kind, loss: PrivacyLoss, lifetime: Lifetime) -> Iterator[str]
 
 
 def _unprotected(material: Material) -> Iterator[str]:
-    yield (
-        "What the study finds out about people in general. If the model shows that smokers fall ill more often, one"
-        " learns something about every smoker, whether or not they were in the data."
-    )
+    yield POPULATION_FACTS
     yield "That this hospital takes part, in which runs and when, and how long it needed: timings leave as they are."
     yield "How many patients or records there are: the promise takes the number as public."
-    yield _metrics(material)
+    run = material.the_run
+    yield metrics_told(run.spec.metrics if run is not None and run.spec is not None else None)
     yield "What was, or will be, published from the same data by other means than this ledger's runs."
     yield "The records in the hospital itself: this is about what leaves it, not about who can read them there."
     if material.unit == "record" and not all(_is_single(d.num_records, d.num_patients) for d in material.datasets):
@@ -128,9 +150,8 @@ def _unprotected(material: Material) -> Iterator[str]:
         yield f"Everything that runs without differential privacy learned from these data: {', '.join(bare)}."
 
 
-def _metrics(material: Material) -> str:
-    run = material.the_run
-    known = run.spec.metrics if run is not None and run.spec is not None else None
+def metrics_told(known: str | None) -> str:
+    """`known`: what the run's spec says of metrics; None if it is not known, or runs differ."""
     told = (
         "no epsilon counts them. Those on training records tell something about the very patients that this report is"
         " about, those on test records about others"

@@ -9,6 +9,7 @@ from pydantic import Field, JsonValue, StringConstraints, model_validator
 
 from fedplat.canonical import canonical_json, sha256_hex
 from fedplat.spec.base import DIGEST_OR_EMPTY, NAME, SILO_NAME, Section
+from fedplat.spec.governance import GovernanceSection
 from fedplat.spec.privacy import PrivacySection, check_private
 from fedplat.spec.secure import MAX_SILOS, SecureAggregationSection
 
@@ -264,6 +265,7 @@ class RunSpec(Section):
     transport: TransportSection = TransportSection()
     secure_aggregation: SecureAggregationSection = SecureAggregationSection()
     privacy: PrivacySection = PrivacySection()
+    governance: GovernanceSection = GovernanceSection()
     evaluation: EvaluationSection = EvaluationSection()
     checkpoint: CheckpointSection = CheckpointSection()
     stop: StopSection = StopSection()

@@ -108,6 +108,16 @@ mode = "none"  # "record": DP-SGD in every silo; it takes weighting = "uniform" 
 clip_norm = 1.0  # largest norm of one patient's (or record's) gradient
 # expected_batch_size = 32  # mean number of patients (or records) in a step; then batch_size is how many fit in memory
 
+[governance]
+# Who answers for it; shown in reports, and under the spec's hash. Every line may stay away.
+# purpose = "Predict heart failure after discharge"
+# legal_basis = "consent"
+# ethics_reference = "EC 2026/17"
+# controllers = ["Hospital A", "Hospital B"]
+# recipients = ["the participating hospitals"]
+# retention = "model: 10 years"
+shared_patients = []  # [["hospital-a", "hospital-b"]]: these may treat the same patients, whose losses compose
+
 [evaluation]
 every = 1  # measure the global model on the silos' test data in every round; 5: in every fifth, and at the end
 

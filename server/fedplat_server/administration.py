@@ -27,7 +27,7 @@ from fedplat_server.coordinator import Coordinator
 from fedplat_server.registry import Registry
 from fedplat_server.store import InviteKind, Store
 from fedplat_server.superlink import Link
-from fedplat_server.views import View, checkpoint_view, row, run_line, run_view, silo_view, snapshot
+from fedplat_server.views import View, checkpoint_view, ledgers_view, row, run_line, run_view, silo_view, snapshot
 
 _SECONDS_A_DAY = 86_400
 
@@ -148,6 +148,10 @@ class Administration:
     def run(self, prefix: str) -> View:
         """A run with all that is known of it."""
         return run_view(self.store.runs.resolve(prefix), self.store)
+
+    def ledgers(self) -> View:
+        """What silos have signed of their ledgers, and which runs used their data."""
+        return ledgers_view(self.store, self.store.silos.list()) | {"address": self.identity.address}
 
     def snapshot(self, prefix: str) -> View:
         """A run as it is this moment."""

@@ -15,7 +15,7 @@ from fedplat_server.driver import RunLive
 from fedplat_server.registry import Registry
 from fedplat_server.road import Transfer
 from fedplat_server.store import Run, RunSilo, Silo, Store
-from fedplat_server.transitions import is_final
+from fedplat_server.transitions import RoundState, is_final
 
 View: TypeAlias = dict[str, object]
 
@@ -71,6 +71,26 @@ def _ledgers(run: Run, store: Store) -> list[View]:
     kept = store.ledgers.of([s.silo_name for s in store.runs.silos(run.id)])
     hidden = ("statement", "signature", "fingerprint", "countersignature", "countersigned_head")
     return [row(one, *hidden) for one in kept if one.dataset == name]
+
+
+def ledgers_view(store: Store, silos: Sequence[Silo]) -> View:
+    """What these silos have signed of their ledgers, and which runs used their data: what reports are made from."""
+    names = [silo.name for silo in silos]
+    return {
+        "silos": {silo.name: row(silo, "name", "node_id") for silo in silos},
+        "statements": [row(one) for one in store.ledgers.of(names)],
+        "releases": [row(one) for one in store.ledgers.releases(names)],
+        "runs": [_use(run, store) for run in store.runs.list()],
+    }
+
+
+def _use(run: Run, store: Store) -> View:
+    """Whose data a run used: of each silo, the rounds whose aggregate it is in."""
+    rounds: dict[str, list[int]] = {}
+    for done in store.rounds.list(run.id):
+        for silo in done.cohort if done.state == RoundState.COMMITTED else ():
+            rounds.setdefault(silo, []).append(done.number)
+    return {"id": run.id, "spec": run.spec, "rounds": rounds}
 
 
 def _rounds(run: Run, store: Store) -> list[View]:

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tomllib
 from collections.abc import Iterator
+from importlib.metadata import EntryPoint
 from pathlib import Path
 
 import pytest
@@ -126,3 +127,14 @@ def test_flower_telemetry_is_never_switched_on() -> None:
         for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
             if "TELEMETRY_ENABLED" in line:
                 assert "0" in line, f"{path.relative_to(ROOT)}, line {number}: {line.strip()}"
+
+
+def test_every_entry_point_is_there() -> None:
+    """As pyproject.toml says them, whatever the installed package said when it was installed."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    groups = project["entry-points"]
+    assert set(groups) == {"fedplat.commands", "fedplat.reports", "fedplat.tasks"}
+    for name, value in {**groups["fedplat.commands"], **groups["fedplat.reports"]}.items():
+        assert EntryPoint(name, value, "").load() is not None
+    for parent in (name.rpartition(".")[0] for name in groups["fedplat.commands"] if "." in name):
+        assert parent in groups["fedplat.commands"], "the group comes first"

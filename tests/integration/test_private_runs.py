@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import csv
+import io
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 
+from fedplat.cli import load_commands
 from fedplat.home import SiloHome
+from fedplat.ledger import from_wire
 from fedplat.privacy import epsilon
 from fedplat.privacy.planning import planned_event
+from fedplat.report.federation.model import FederationFile
 from fedplat.spec import parse_spec
 from fedplat_silo.ledger import find_book
 from fedplat_silo.ledger.state import State, events_of
@@ -28,6 +34,7 @@ silos = {{ minimum = 2, names = ["silo-a", "silo-b", "silo-c"], join_timeout_s =
 data = {{ name = "{dataset}", test_share = 0.25 }}
 strategy = {{ weighting = "uniform" }}
 secure_aggregation = {{ enabled = true, min_cohort = 2 }}
+governance = {{ purpose = "Tell the ill by age", shared_patients = [["silo-c", "silo-b"]] }}
 [task]
 name = "tabular"
 [task.options]
@@ -140,6 +147,69 @@ def test_a_private_run_costs_what_the_accountant_says(fed: Federation) -> None:
     out = client(fed, "subject", "p20-0", silo="silo-c")
     assert out["excluded_from"] == ["clinic"]
     assert [part["run"] for part in client(fed, "subject", "p20-2", silo="silo-c")["runs"]] == [run]
+
+
+def finished_run(fed: Federation) -> str:
+    """The first private one there is, else a new one."""
+    known = [r["id"] for r in fed.ask("/runs") if r["state"] == "finished"]
+    private = [run for run in known if fed.snapshot(run)["spec"]["privacy"]["mode"] == "record"]
+    return private[0] if private else str(fed.wait_for(fed.submit(spec()))["id"])
+
+
+def report(*words: str, home: Path) -> str:
+    """What `fedplat report` prints, in this process: it starts quicker."""
+    return str(
+        CliRunner().invoke(load_commands(), ["report", *words, "--home", str(home)], catch_exceptions=False).output
+    )
+
+
+def test_the_servers_report_says_what_the_books_say(fed: Federation) -> None:
+    run, home, silos = finished_run(fed), fed.folder / "server", fed.folder / "silos"
+    for silo in SILOS:
+        wait_until(lambda silo=silo: not book(fed, silo).runs[run].is_open, 20)
+    text = report("privacy", "--run", run, "--format", "json", home=home)
+    found = FederationFile.model_validate_json(text).report
+    events = {silo: events_of(book(fed, silo).runs[run].spent) for silo in SILOS}
+    lines = {line.silo: line for line in found.privacy_loss.silos}
+    assert {silo: line.alone and from_wire(line.alone.events) for silo, line in lines.items()} == events
+    assert all(line.alone_is_known and line.num_rounds == 3 for line in lines.values())
+    assert found.privacy_loss.alone is not None
+    groups = [events["silo-a"], (*events["silo-b"], *events["silo-c"])]
+    assert found.privacy_loss.alone.epsilon == max(epsilon(one, delta=DELTA) for one in groups)
+    assert found.product.intended_use == "Tell the ill by age"
+    failed = {one.name for one in found.accounting.assumptions if one.status == "fail"}
+    assert failed == {"metrics-counted"}
+    assert found.run is not None
+    assert found.run.masking is not None
+    assert found.run.masking.smallest_cohort == 3
+    page = fed.folder / "report.html"
+    assert "signed by server localhost" in report("privacy", "--run", run, "--output", str(page), home=home)
+    for place in (home, silos):
+        assert "NOT" not in report("verify", str(page), home=place), "the server and its silos know the key"
+    assert "NOT checked" in report("verify", str(page), home=fed.folder / "nowhere")
+    for words in ((), ("--silo", "silo-b"), ("--dataset", "clinic")):
+        assert "someone who tries to tell" in report("privacy", *words, home=home)
+    assert "silo silo-b" in report("privacy", "--silo", "silo-b", "--run", run, home=silos)
+
+
+def test_a_report_on_a_run_has_curves_and_who_took_part(fed: Federation) -> None:
+    run, home = finished_run(fed), fed.folder / "server"
+    rows = list(csv.DictReader(io.StringIO(fed.command("report", "run", run, "--format", "csv"))))
+    assert len(rows) == 9
+    assert {(row["silo"], row["in_the_sum"]) for row in rows} == {(silo, "1") for silo in SILOS}
+    for form in ("html", "pdf", "md"):
+        report("run", run, "--output", str(fed.folder / f"run.{form}"), home=home)
+    page = (fed.folder / "run.html").read_text()
+    for told in (
+        "Loss",
+        "Figures on the test records",
+        "accuracy",
+        "Where a round&#x27;s time went",
+        "3: silo-a, silo-b, silo-c",
+        "expected_batch_size",
+    ):
+        assert told in page, told
+    assert (fed.folder / "run.pdf").read_bytes().startswith(b"%PDF")
 
 
 def test_a_budget_that_is_too_small_refuses_with_the_figures(fed: Federation) -> None:

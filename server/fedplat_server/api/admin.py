@@ -75,6 +75,7 @@ def admin_app(admin: Administration) -> Starlette:
         Route("/runs/{prefix}/resume", resume, methods=["POST"]),
         Route("/runs/{prefix}/checkpoints", answer(admin.checkpoints)),
         Route("/runs/{prefix}/weights", weights),
+        Route("/ledgers", answer(admin.ledgers)),
         Route("/events", events),
     ]
     return Starlette(routes=routes, exception_handlers={FedplatError: _problem})

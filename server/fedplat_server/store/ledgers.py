@@ -1,4 +1,4 @@
-"""The last signed statement of each population of each silo: the server's copy of what its patients were charged."""
+"""What silos have signed of their ledgers: each population's last statement, and one of each release."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ from collections.abc import Collection, Mapping, Sequence
 
 from sqlalchemy import select
 
-from fedplat.ledger import Countersignature, SignedStatement, Statement
-from fedplat_server.store.records import LedgerStatement
+from fedplat.ledger import Countersignature, Deed, SignedStatement, Statement
+from fedplat_server.store.records import LedgerRelease, LedgerStatement
 from fedplat_server.store.rows import every, first, upsert
 from fedplat_server.store.session import Database
-from fedplat_server.store.tables import ledger_statements
+from fedplat_server.store.tables import ledger_history, ledger_statements
 
 
 class LedgerStatements:
@@ -27,8 +27,22 @@ class LedgerStatements:
         here = [ledger_statements.c[name] == value for name, value in key.items()]
         with self._database.write() as connection:
             old = first(connection, LedgerStatement, select(ledger_statements).where(*here))
+            if told.deed is Deed.SPENT:
+                upsert(
+                    connection,
+                    ledger_history,
+                    {**key, "era": told.era, "seq": told.seq},
+                    _release(told, signed, fingerprint),
+                )
             if old is None or (old.era, old.seq) <= (told.era, told.seq):
                 upsert(connection, ledger_statements, key, _values(told, signed, fingerprint, countersigned))
+
+    def releases(self, silos: Collection[str]) -> Sequence[LedgerRelease]:
+        """What some silos have signed each time something left, oldest first."""
+        table = ledger_history.c
+        query = select(ledger_history).where(table.silo_name.in_(silos))
+        with self._database.read() as connection:
+            return every(connection, LedgerRelease, query.order_by(table.silo_name, table.era, table.seq))
 
     def of(self, silos: Collection[str]) -> Sequence[LedgerStatement]:
         """The last statements of some silos, of each the latest first."""
@@ -38,6 +52,11 @@ class LedgerStatements:
             return every(
                 connection, LedgerStatement, query.order_by(table.silo_name, table.era.desc(), table.seq.desc())
             )
+
+
+def _release(told: Statement, signed: SignedStatement, fingerprint: str) -> Mapping[str, object]:
+    written = {"statement": signed.statement, "signature": signed.signature, "fingerprint": fingerprint}
+    return {"run_id": told.run, **written}
 
 
 def _values(

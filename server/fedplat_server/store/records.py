@@ -182,6 +182,20 @@ class LedgerStatement:
     countersignature: str | None
 
 
+@dataclass(frozen=True, kw_only=True)
+class LedgerRelease:
+    """A release, as the silo has signed it. `fingerprint`: of the key that signed."""
+
+    silo_name: str
+    population: str
+    era: int
+    seq: int
+    run_id: str
+    statement: str
+    signature: str
+    fingerprint: str
+
+
 class SiloRoundFields(TypedDict, total=False):
     """What can be noted about a silo's part in a round; a field that is not given stays as it is."""
 

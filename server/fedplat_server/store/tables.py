@@ -238,6 +238,19 @@ ledger_statements = Table(
     Column("countersignature", Text),
 )
 
+ledger_history = Table(
+    "ledger_history",
+    metadata,
+    Column("silo_name", ForeignKey("silos.name"), primary_key=True),
+    Column("population", String(32), primary_key=True),
+    Column("era", BigInteger, primary_key=True, autoincrement=False),
+    Column("seq", BigInteger, primary_key=True, autoincrement=False),
+    Column("run_id", RUN, nullable=False),
+    Column("statement", Text, nullable=False),
+    Column("signature", Text, nullable=False),
+    Column("fingerprint", HASH, nullable=False),
+)
+
 # No foreign keys: what was done stays written when the thing that it was done to is gone.
 events = Table(
     "events",

@@ -146,5 +146,16 @@ def test_no_bytes_are_a_signature(signature: bytes) -> None:
 
 
 def test_labels_are_pinned() -> None:
-    words = ["request", "enrol", "roster", "cohort", "ledger", "ledger-head", "ledger-report", "join", "server"]
+    words = [
+        "request",
+        "enrol",
+        "roster",
+        "cohort",
+        "ledger",
+        "ledger-head",
+        "ledger-report",
+        "server-report",
+        "join",
+        "server",
+    ]
     assert [str(label) for label in Label] == [f"fedplat/1/{word}" for word in words]

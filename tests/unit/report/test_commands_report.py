@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
+from fedplat.commands_report import report
 from fedplat.errors import FedplatError
 from fedplat.home import ServerHome
 from fedplat.identity import ca_fingerprint, ensure_authority, fingerprint, public_pem
@@ -16,7 +17,6 @@ from fedplat.privacy import SampledGaussian, epsilon
 from fedplat.report import ReportFile
 from fedplat.spec import load_spec
 from fedplat_silo.approvals import ask
-from fedplat_silo.commands_report import report
 from fedplat_silo.membership import Membership, Place, save_membership
 from tests.support.specs import table
 from tests.unit.ledger.scene import Scene
@@ -100,7 +100,10 @@ def test_the_only_dataset_is_meant_and_its_name_is_checked(silo: Scene) -> None:
 def test_a_signed_page_is_verified(silo: Scene) -> None:
     enrol(silo)
     page = silo.folder / "report.html"
-    assert "signed by this silo" in call(silo, "privacy", "--run", "r-1", "--output", str(page)).stdout
+    assert (
+        "signed by silo hospital-a"
+        in call(silo, "privacy", "--silo", "hospital-a", "--run", "r-1", "--output", str(page)).stdout
+    )
     assert stat.S_IMODE(page.stat().st_mode) == 0o600
     assert "NOT" not in call(silo, "verify", str(page)).stdout
     assert json.loads(call(silo, "verify", str(page), "--json").stdout)["key_is_known"] is True
@@ -122,7 +125,7 @@ def test_an_old_copy_of_the_book_is_reported_and_not_signed(silo: Scene) -> None
     files = silo.files()
     silo.book.spend("r-1", 3, "d3", [some(100)])
     silo.restore(files | {"ledger.head": silo.files()["ledger.head"]})
-    file = made(silo)
+    file = made(silo, "--silo", "hospital-a")
     assert file.signature is None
     assert "not whole" in file.unsigned_because
 
@@ -171,3 +174,31 @@ def test_what_is_no_report(silo: Scene) -> None:
     other.write_text("# Report")
     with pytest.raises(FedplatError, match="no privacy report"):
         call(silo, "verify", str(other))
+
+
+def test_where_there_is_neither_side_it_says_what_to_do(tmp_path: Path) -> None:
+    for more, words in ((), "neither a server nor a silo"), (("--silo", "x"), "no silo x"):
+        with pytest.raises(FedplatError, match=words) as caught:
+            CliRunner().invoke(report, ["privacy", "--home", str(tmp_path), *more], catch_exceptions=False)
+        assert "FEDPLAT_HOME" in caught.value.hint
+
+
+def test_a_plan_is_weighed_at_the_silo_though_a_server_is_there_too(silo: Scene) -> None:
+    enrol(silo)
+    plan = silo.folder / "study.toml"
+    plan.write_text(table("heart") + PRIVATE + '[governance]\nlegal_basis = "consent"\n')
+    found = made(silo, "--plan", str(plan), "--units", "30").report
+    assert (found.kind, found.silo) == ("plan", "hospital-a")
+    assert ("Legal basis", "consent") in found.governance.said
+    assert "Legal basis" not in found.governance.to_be_filled_in
+
+
+def test_a_pdf_is_for_reading(silo: Scene) -> None:
+    paper = silo.folder / "report.pdf"
+    call(silo, "privacy", "--output", str(paper))
+    assert paper.read_bytes().startswith(b"%PDF")
+    with pytest.raises(FedplatError, match="is a PDF"):
+        call(silo, "verify", str(paper))
+    refused = CliRunner().invoke(report, ["privacy", "--format", "pdf", "--home", str(silo.folder)])
+    assert refused.exit_code == 2
+    assert "--output" in refused.output

@@ -11,8 +11,7 @@ import pytest
 
 from fedplat.errors import FedplatError, IdentityError, WireError
 from fedplat.identity import fingerprint, new_key
-from fedplat.report import ReportFile, render, sign_report, unsigned_report, verify_report
-from fedplat.report.html import data_of
+from fedplat.report import ReportFile, data_of, render, sign_report, unsigned_report, verify_report
 from tests.unit.report.scene import KEY, signed
 
 FP = fingerprint(KEY.public_key())
@@ -60,7 +59,7 @@ def test_another_key_is_refused(file: ReportFile) -> None:
     stranger = sign_report(new_key(), file.report)
     assert stranger.signature is not None
     assert not verify_report(render(stranger, "json")).is_known
-    with pytest.raises(IdentityError, match="another key than silo hospital-a"):
+    with pytest.raises(IdentityError, match="another key than that of silo hospital-a"):
         verify_report(render(stranger, "json"), FP)
     named = stranger.signature.model_copy(update={"fingerprint": FP})
     with pytest.raises(IdentityError, match="names another key"):

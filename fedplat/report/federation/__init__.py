@@ -1,0 +1,1 @@
+"""The privacy report of a federation: from what its silos have signed, for all of them together."""

@@ -1,0 +1,182 @@
+"""The report on the federation as a document."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from fedplat.ledger import Events
+from fedplat.report.document import Chapter, Document, Row, Table, pairs
+from fedplat.report.drawing import Figure
+from fedplat.report.facts import checks, loss_table, signature_lines
+from fedplat.report.federation.material import FederatedRun
+from fedplat.report.federation.model import FederationFile, FederationReport, SiloLine
+from fedplat.report.pictures import trade_off
+from fedplat.report.plots import bar, bar_plot
+from fedplat.report.wording import ATTENTION, say
+
+_MOST_BARS = 64
+
+
+def document(file: FederationFile, data: str) -> Document:
+    """The whole report; `data`: the file as canonical JSON."""
+    report = file.report
+    signed = "signed by the server's key" if file.signature else "not signed"
+    headlines = tuple(line for line in report.summary if " is right " in line)
+    alarms = tuple(line for line in report.summary if line.startswith(ATTENTION))
+    return Document(
+        title=f"Privacy report of the federation: {report.subject}",
+        description=f"{report.product.description} Server {report.server}."
+        f" Made at {report.made_at:%Y-%m-%d %H:%M} UTC, {signed}.",
+        headlines=headlines,
+        lines=tuple(line for line in report.summary if line not in headlines and line not in alarms),
+        alarms=alarms,
+        figures=tuple(_figures(report)),
+        chapters=tuple(_chapters(file)),
+        data=data,
+    )
+
+
+def _figures(report: FederationReport) -> Iterator[Figure]:
+    loss = report.privacy_loss
+    shown = loss.silos[:_MOST_BARS]
+    label = f"epsilon at delta {loss.delta:g}"
+    if loss.alone is not None:
+        bars = [bar(_name(line, report), line.alone.epsilon, "other") for line in shown if line.alone is not None]
+        yield bar_plot("Epsilon of this run alone, silo by silo", label, bars)
+    lifetime = [bar(_name(line, report), line.lifetime.epsilon, "main") for line in shown]
+    yield bar_plot("Epsilon of all runs on the silo's patients", label, lifetime)
+    named = [("all together, at worst", loss.lifetime, "main")]
+    if loss.alone is not None:
+        named.append(("this run alone, at worst", loss.alone, "other"))
+    yield trade_off(named)
+
+
+def _name(line: SiloLine, report: FederationReport) -> str:
+    is_only = sum(other.silo == line.silo for other in report.privacy_loss.silos) == 1
+    return line.silo if is_only else f"{line.silo} {line.dataset}"
+
+
+def _chapters(file: FederationFile) -> Iterator[Chapter]:
+    report = file.report
+    loss = report.privacy_loss
+    yield Chapter("What is not protected", items=report.dp_flavor.unprotected_quantities)
+    yield _silos(report)
+    yield Chapter(
+        "What can be told about one patient" if loss.privacy_unit == "patient" else "What can be told about one record",
+        text=f"{loss.rule} All figures are upper bounds, rounded up, for the best test there is.",
+        tables=(loss_table(loss.alone, loss.lifetime),),
+    )
+    if report.run is not None:
+        yield _run(report.run)
+        yield _masking(report.run)
+    rows = tuple((one.status.value, one.statement, one.detail) for one in report.accounting.assumptions)
+    yield Chapter(
+        "What the figures rest on",
+        text="declared: the server cannot see it; whoever signs relies on silos, software or people for it.",
+        tables=(Table(("", "Assumption", ""), rows),),
+    )
+    yield checks(
+        report.accounting.cross_check, "The silos check theirs by PRV as well. Where they differ nobody signs."
+    )
+    yield _promise(report)
+    yield Chapter("Who sees what", tables=(pairs((actor.name, actor.sees) for actor in report.model.actors),))
+    yield Chapter("Tested by attack", text=report.empirical.note)
+    yield _evidence(report)
+    yield _governance(file)
+
+
+def _silos(report: FederationReport) -> Chapter:
+    head = ("Silo", "Dataset", "For each", "Rounds", "Epsilon of the run", "Of all runs", "With all to come", "Budget")
+    rows = []
+    for line in report.privacy_loss.silos:
+        alone = "" if line.alone is None else ("" if line.alone_is_known else "at most ") + say(line.alone.epsilon)
+        to_come = f"+ {sum(event.num_steps for event in line.may_still_spend)} steps" if line.may_still_spend else "-"
+        budget = "none" if line.budget is None else f"{line.budget:g}"
+        rounds, unit = str(line.num_rounds), line.unit or "unknown"
+        rows.append((line.silo, line.dataset, unit, rounds, alone, say(line.lifetime.epsilon), to_come, budget))
+    return Chapter(
+        "Silo by silo",
+        text=f"Epsilons at delta {report.privacy_loss.delta:g}, computed from what each silo has signed."
+        f" {report.accounting.composition}",
+        tables=(Table(head, tuple(rows)),),
+    )
+
+
+def _run(run: FederatedRun) -> Chapter:
+    spec = run.spec
+    facts = [
+        ("Run", run.id),
+        ("Study, task", f"{spec.study}, {spec.task}"),
+        ("State", f"{run.state}. {run.reason}" if run.reason else run.state),
+        ("Begun", f"{run.created_at:%Y-%m-%d %H:%M} UTC"),
+        ("Ended", f"{run.finished_at:%Y-%m-%d %H:%M} UTC" if run.finished_at else "not yet"),
+        ("Rounds", f"{run.num_rounds_committed} of {spec.num_rounds}"),
+        ("Silos asked", str(run.num_silos_asked)),
+        ("Privacy", f"{run.mode}, clip norm {spec.clip_norm:g}, expected batch {spec.expected_batch_size}"),
+        ("Metrics", spec.metrics),
+        ("Spec", run.spec_hash),
+        ("Model (SHA-256)", run.model_hash or "none yet"),
+    ]
+    return Chapter("The run", tables=(pairs(facts),))
+
+
+def _masking(run: FederatedRun) -> Chapter:
+    facts = run.masking
+    if facts is None:
+        return Chapter("Secure aggregation", text="There was none: the server saw each silo's update, noised as it is.")
+    confirmed = "nobody said" if facts.num_confirmed is None else str(facts.num_confirmed)
+    rows = [
+        ("Sums", str(facts.num_sums)),
+        ("Silos in the smallest", str(facts.smallest_cohort)),
+        ("May side with the server, in the worst step", str(facts.colluders_tolerated)),
+        ("Peers confirmed by phone, the fewest", confirmed),
+    ]
+    text = "The server saw sums of updates, each noised in its silo. The epsilons above do not rest on that."
+    return Chapter("Secure aggregation", text=text, tables=(pairs(rows),))
+
+
+def _promise(report: FederationReport) -> Chapter:
+    flavor, made = report.dp_flavor, report.implementation
+    facts = [
+        ("Promise", flavor.name),
+        ("Neighbours", flavor.input_metric),
+        ("Measure", flavor.output_measure),
+        ("Data", flavor.data_domain),
+        ("Trust", report.model.model_name),
+        ("Mechanism", made.mechanisms),
+        ("Randomness", made.randomness),
+        ("Accountant", f"{report.accounting.accountant}, {report.accounting.accountant_version}"),
+        ("Software", f"{made.software} {made.software_version}"),
+    ]
+    return Chapter("The promise in technical words", tables=(pairs(facts),))
+
+
+def _evidence(report: FederationReport) -> Chapter:
+    rows: list[Row] = []
+    for line in report.privacy_loss.silos:
+        at = f"{line.signed_at:%Y-%m-%d %H:%M}" if line.signed_at else "never"
+        rows.append((line.silo, at, line.fingerprint or "", _told(line.lifetime.events) or "nothing"))
+    return Chapter(
+        "What the silos have signed",
+        text="The last statement of each: when (UTC), by which key, and all that was ever charged. The JSON has the"
+        " statements and their signatures, which `fedplat report verify FILE` checks as well.",
+        tables=(Table(("Silo", "At", "Key", "Charged in all"), tuple(rows)),),
+    )
+
+
+def _told(events: Events) -> str:
+    return "; ".join(
+        f"{e.num_steps} steps, rate {e.sampling_rate:.6g}, noise multiplier {e.noise_multiplier:g}" for e in events
+    )
+
+
+def _governance(file: FederationFile) -> Chapter:
+    report = file.report
+    facts = [("Report made at", f"{report.made_at:%Y-%m-%d %H:%M} UTC"), ("Server", report.server)]
+    facts += signature_lines(file.signature, file.unsigned_because)
+    blank = [(line, "") for line in report.governance.to_be_filled_in]
+    return Chapter(
+        "Signature, and what people add",
+        text="`fedplat report verify FILE` checks the server's signature, and those of the silos.",
+        tables=(pairs((*facts, *report.governance.said)), pairs(blank)),
+    )

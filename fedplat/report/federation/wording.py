@@ -1,0 +1,103 @@
+"""What the report on the federation says in sentences."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from fedplat.ledger import Unit
+from fedplat.report import wording as common
+from fedplat.report.federation.material import FederationMaterial, MaskingFacts
+from fedplat.report.federation.model import FederationLoss
+from fedplat.report.model import Actor, Loss
+
+COMPOSITION = (
+    "Each silo charges its own patients, in a ledger of its own, and signs what it has charged. From these signed"
+    " events the server computes every figure anew. Runs on the same patients compose; epsilons do not add up."
+)
+
+
+def rule(material: FederationMaterial) -> str:
+    """How the federation's figures come from the silos'."""
+    most = "A patient is in one silo's data: the federation's figures are the largest of any silo."
+    if not material.overlaps:
+        return f"{most} Nobody can check that; whoever signs declares it."
+    named = "; ".join(" and ".join(overlap) for overlap in material.overlaps)
+    return (
+        f"Specs declare that these may treat the same patients: {named}. Their losses are composed. The others'"
+        " patients are declared to be in one silo's data each; the figures are the largest of all these."
+    )
+
+
+def summary(material: FederationMaterial, loss: FederationLoss) -> tuple[str, ...]:
+    """Page one, in odds (Nanayakkara et al. 2023)."""
+    return tuple(_summary(material, loss))
+
+
+def _summary(material: FederationMaterial, loss: FederationLoss) -> Iterator[str]:
+    if loss.alone is not None and material.run is not None:
+        yield _odds(f"From what run {material.run.id} released alone: s", loss.alone, loss.privacy_unit)
+    yield _odds("From all that these silos' patients were used for here: s", loss.lifetime, loss.privacy_unit)
+    delta = f"{loss.delta:g}"
+    if loss.alone is not None:
+        figure = common.say(loss.alone.epsilon)
+        yield f"In the usual measure, that run's epsilon is {figure} at delta {delta}, at the silo where it is largest."
+    yield f"For life, epsilon is {common.say(loss.lifetime.epsilon)} at delta {delta}, at the silo where it is largest."
+    yield loss.rule
+    if material.run is not None:
+        yield masking(material.run.masking)
+
+
+def masking(facts: MaskingFacts | None) -> str:
+    """What secure aggregation adds, and what it needs."""
+    stays = "The figures above hold all the same, whoever works together: each update is noised in its silo."
+    if facts is None:
+        return f"The server saw each silo's update: there was no secure aggregation. {stays}"
+    if not facts.num_sums:
+        return f"No sum was opened. {stays}"
+    num = facts.colluders_tolerated
+    unless = (
+        f"unless more than {num} of the silos side with the server" if num else "unless a silo sides with the server"
+    )
+    return (
+        f"Besides, the server saw sums alone: {facts.num_sums} of them, over {facts.smallest_cohort} silos or more. No"
+        f" single update can be told from them {unless}. {stays}"
+    )
+
+
+def unprotected(material: FederationMaterial, unit: Unit) -> tuple[str, ...]:
+    """What the promise does not cover."""
+    return tuple(_unprotected(material, unit))
+
+
+def actors(material: FederationMaterial) -> tuple[Actor, ...]:
+    """Who sees what."""
+    run = material.run
+    is_masked = run.spec.secure_aggregation if run is not None else None
+    return (
+        Actor(name="Each silo", sees="its own records, and each round's model"),
+        Actor(name="The server and its operator", sees=common.server_sees(is_masked)),
+        Actor(name="Other silos", sees="each round's model, which is made of the noised updates"),
+        Actor(name="Whoever gets the model", sees="the final model, and what the study publishes of its rounds"),
+    )
+
+
+def _odds(lead: str, loss: Loss, unit: Unit) -> str:
+    who = "whether a patient of any of these silos took part" if unit == "patient" else "whether a record was used"
+    text = f"{lead}omeone who tries to tell from the model {who} is right "
+    if loss.epsilon is None:
+        return f"{text}up to 100 times in 100: there is no bound, where a coin toss is right 50 times."
+    return f"{text}at most {loss.right_in_100} times in 100, where a coin toss is right 50 times."
+
+
+def _unprotected(material: FederationMaterial, unit: Unit) -> Iterator[str]:
+    yield common.POPULATION_FACTS
+    yield "Which hospitals take part, in which rounds and when, and how long each needed: the server knows it."
+    yield "How many patients or records a silo has: its signed sampling rate tells it; it counts as public."
+    run = material.run
+    yield common.metrics_told(run.spec.metrics if run is not None else None)
+    yield "What was, or will be, published from the same data by other means than these runs."
+    yield "The records in the hospitals themselves: this is about what leaves them, not about who can read them there."
+    if unit == "record":
+        yield "A patient with several records: each of them is protected as the figures say, all together less."
+    if bare := sorted({run for facts in material.silos for run in facts.bare_runs}):
+        yield f"Everything that runs without differential privacy learned from these data: {', '.join(bare)}."

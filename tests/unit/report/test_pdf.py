@@ -1,0 +1,65 @@
+"""The PDF is for reading: everything is in it, the plots as vectors, on pages of A4."""
+
+from __future__ import annotations
+
+import re
+import zlib
+from base64 import a85decode
+
+from fedplat.report import ReportFile, written
+from fedplat.report.document import Chapter, Document, Table
+from fedplat.report.pdf import as_pdf
+from tests.unit.report.federation_scene import signed
+
+
+def streams(pdf: bytes) -> str:
+    """What is drawn on the pages, as PDF operators."""
+    found = re.findall(rb"stream\r?\n(.*?)endstream", pdf, re.DOTALL)
+    return "\n".join(zlib.decompress(a85decode(one.strip(), adobe=False)).decode("latin-1") for one in map(cut, found))
+
+
+def cut(stream: bytes) -> bytes:
+    return stream.strip().removesuffix(b"~>")
+
+
+def words(pdf: bytes) -> str:
+    """The text alone, pieces joined; escapes of brackets undone."""
+    pieces = re.findall(r"\(((?:\\.|[^\\()])*)\) Tj", streams(pdf))
+    return re.sub(r"\s+", " ", " ".join(re.sub(r"\\([()\\])", r"\1", piece) for piece in pieces))
+
+
+def test_both_reports_are_whole_and_always_the_same(file: ReportFile) -> None:
+    for one, name in ((file, "hospital-a"), (signed(), "hospital-c")):
+        pdf = written(one, "pdf")
+        assert pdf == written(one, "pdf")
+        assert pdf.startswith(b"%PDF-1")
+        text = words(pdf)
+        for told in (
+            name,
+            "59 times in 100",
+            "What is not protected",
+            "smokers",
+            "What the figures rest on",
+            "Epsilon",
+        ):
+            assert told in text, told
+        assert one.signature is not None
+        assert one.signature.fingerprint[:40] in text.replace(" ", "")
+        assert b"/Subtype /Image" not in pdf
+        assert b"595.2756 841.8898" in pdf
+
+
+def test_no_letter_and_no_markup_breaks_it() -> None:
+    long = "x" * 400
+    table = Table(("a", "b"), (("<b>&", "Łódź 医院 \N{BULLET}"), (long, long)))
+    chapters = (Chapter("</para>", text="<i>", items=("(unbalanced",), tables=(table,), verbatim='{\n  "a": 1\n}'),)
+    text = words(as_pdf(Document("Ärzte & Co", "", ("h",), (), (), (), chapters))).replace(" ", "")
+    for told in ("</para>", "<i>", "(unbalanced", "<b>&", r"?\363dz??", '"a":1'):
+        assert told in text, told
+
+
+def test_a_long_table_goes_on_over_pages() -> None:
+    rows = tuple((f"row {number}", "v") for number in range(200))
+    pdf = as_pdf(Document("t", "d", (), (), (), (), (Chapter("c", tables=(Table(("Name", "What"), rows),)),)))
+    assert words(pdf).count("Name") >= 4
+    assert "row 199" in words(pdf)
