@@ -14,7 +14,7 @@ from tests.support.federation import FEDPLAT
 
 @pytest.mark.slow
 def test_it_ends_with_epsilon_per_hospital_and_a_report_that_stays(tmp_path: Path) -> None:
-    command = [*FEDPLAT, "demo", "--folder", str(tmp_path), "--reports", str(tmp_path / "reports")]
+    command = [*FEDPLAT, "demo", "--reports", str(tmp_path / "reports")]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=600)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "Traceback" not in done.stdout + done.stderr
@@ -32,4 +32,6 @@ def test_it_ends_with_epsilon_per_hospital_and_a_report_that_stays(tmp_path: Pat
     report = tmp_path / "reports" / f"{HOSPITALS[0]}.html"
     assert f"  {report} " in done.stdout
     assert subprocess.run([*FEDPLAT, "report", "verify", str(report)], check=False).returncode == 0
-    assert list(tmp_path.iterdir()) == [report.parent], "everything else is gone"
+    specs = [Path(found) for found in re.findall(r"^\$ fedplat run submit (\S+)", done.stdout, re.MULTILINE)]
+    assert len(specs) == 2
+    assert not any(spec.parent.exists() for spec in specs), "everything else is gone"
