@@ -160,7 +160,7 @@ count = 15
 [silos]
 minimum = {len(method.silos)}
 names = [{names}]
-wait_s = 100
+wait_s = 600
 [strategy]
 {method.strategy}
 weighting = "{"uniform" if is_private else "examples"}"
