@@ -13,11 +13,18 @@ import click
     "--folder", type=click.Path(path_type=Path, file_okay=False), help="Where they go (default: a temporary folder)."
 )
 @click.option("--rounds", type=click.IntRange(1, 1000), default=10, show_default=True, help="Rounds of each run.")
-def demo(keep: bool, folder: Path | None, rounds: int) -> None:
-    """Four hospitals train one model on this machine: a server and four silos, over TLS."""
+@click.option(
+    "--reports",
+    type=click.Path(path_type=Path, file_okay=False),
+    default="fedplat-demo-reports",
+    show_default=True,
+    help="The folder for a privacy report; it stays.",
+)
+def demo(keep: bool, folder: Path | None, rounds: int, reports: Path) -> None:
+    """Four hospitals train one model on this machine, privately: a server and four silos, over TLS."""
     from fedplat.demo import run_demo
 
-    run_demo(keep=keep, folder=folder, rounds=rounds)
+    run_demo(keep=keep, folder=folder, rounds=rounds, reports=reports)
 
 
 @click.command()

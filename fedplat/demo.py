@@ -1,27 +1,22 @@
-"""The demo: a server and four hospitals as real processes on this machine, over TLS, with real data.
+"""The demo: a server and four hospitals as real processes on this machine, over TLS, private and with real data.
 
 It types what a person would type; every command is printed, so that the same can be done by hand.
 """
 
 from __future__ import annotations
 
-import json
 import os
-import shutil
 import signal
-import socket
 import subprocess
 import sys
-import tempfile
 import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
-import click
-
+from fedplat.demo_stage import Stage, free_port, interruptible, place, say
 from fedplat.errors import ConnectionLostError, FedplatError
 
 HOSPITALS = ("riverside", "st-anna", "northfield", "lakeview")
@@ -29,110 +24,36 @@ WITH_TWO_WORKERS = "riverside"
 VICTIM = "lakeview"  # killed in the middle of a round
 GOES_ON_AFTER_S = 8  # without it
 DATASET = "breast-cancer"
-STOP_WITHIN_S = 1.5
-FEDPLAT = (sys.executable, "-m", "fedplat")
+PATIENT = "patient_id"
+BUDGET, EPSILON, DELTA = 8, 2, 1e-3  # for life; of the run; well below 1 / number of patients
+TEST_SILO = "{}-test"  # has the same file, and no budget
+PATIENTS = {"# patient =": "patient ="}
+PRIVATE = {  # in what `run init` writes
+    'mode = "none"': 'mode = "record"',
+    '# metrics = "unprotected"': 'metrics = "unprotected"',
+    "# delta = 1e-5": f"delta = {DELTA}",
+    "# epsilon = 8.0": f"epsilon = {EPSILON}",
+    "# expected_batch_size = 32": "expected_batch_size = 16",
+    'weighting = "examples"': 'weighting = "uniform"',
+    "learning_rate = 0.1\n": "learning_rate = 0.5\n",
+}
 
 
-@dataclass
-class Stage:
-    """The folder, and the processes that play in it."""
-
-    folder: Path
-    port: int
-    processes: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
-
-    @property
-    def environment(self) -> dict[str, str]:
-        """One home for the server and another for the hospitals, as if on different machines."""
-        return os.environ | {"FEDPLAT_HOME": str(self.folder / "server"), "PYTHONUNBUFFERED": "1"}
-
-    def hospital_home(self) -> Path:
-        """Where the hospitals keep their state."""
-        return self.folder / "hospitals"
-
-    def start(self, name: str, *words: str) -> None:
-        """Start a process of the cast; its output goes into a file beside the others."""
-        log = (self.folder / f"{name}.log").open("wb")
-        with log:
-            self.processes[name] = subprocess.Popen(  # noqa: S603 (our own command, no shell)
-                [*FEDPLAT, *words], env=self.environment, stdout=log, stderr=subprocess.STDOUT, process_group=0
-            )
-
-    def ask(self, *words: str) -> Any:
-        """The JSON that a command prints."""
-        done = subprocess.run(  # noqa: S603
-            [*FEDPLAT, *words, "--json"], env=self.environment, capture_output=True, text=True, check=False
-        )
-        if done.returncode:
-            raise FedplatError(f"fedplat {' '.join(words)} failed: {done.stderr.strip()}", hint=f"see {self.folder}")
-        return json.loads(done.stdout)
-
-    def show(self, *words: str) -> int:
-        """Run a command in front of the audience. Returns its exit status."""
-        say(f"$ fedplat {' '.join(words)}")
-        return subprocess.run([*FEDPLAT, *words], env=self.environment, check=False).returncode  # noqa: S603
-
-    def stop(self) -> None:
-        """Everything ends, within two seconds."""
-        for process in self.processes.values():
-            with suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGTERM)
-        deadline = time.monotonic() + STOP_WITHIN_S
-        for process in self.processes.values():
-            with suppress(subprocess.TimeoutExpired):
-                process.wait(max(0.0, deadline - time.monotonic()))
-            with suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
-
-
-def say(text: str = "") -> None:
-    """A line for the audience, at once."""
-    click.echo(text)
-    sys.stdout.flush()
-
-
-def run_demo(*, keep: bool, folder: Path | None, rounds: int) -> None:
-    """The whole play. FedplatError if a part of it fails."""
+def run_demo(*, keep: bool, folder: Path | None, rounds: int, reports: Path) -> None:
+    """The whole play; the privacy report stays in `reports`. FedplatError if a part of it fails."""
     begun = time.monotonic()
     with ExitStack() as stack:
-        stage = Stage(stack.enter_context(_place(folder, keep=keep)), _free_port())
+        stage = Stage(stack.enter_context(place(folder, keep=keep)), free_port())
         stack.callback(stage.stop)
-        stack.enter_context(_interruptible())
+        stack.enter_context(interruptible())
         _cast(stage)
         _introduce(stage)
-        specs = {name: _write_spec(stage, name, rounds) for name in ("fedavg", "fedprox")}
-        runs = {"fedavg": _run_with_a_death(stage, specs["fedavg"]), "fedprox": _run(stage, specs["fedprox"])}
-        _compare(stage, specs["fedavg"], runs)
-        _farewell(stage, specs["fedavg"], keep=keep, seconds=time.monotonic() - begun)
-
-
-@contextmanager
-def _place(folder: Path | None, *, keep: bool) -> Iterator[Path]:
-    if folder is not None:
-        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    # Short: Unix socket paths have at most 107 bytes.
-    place = Path(tempfile.mkdtemp(prefix="fedplat-demo-", dir=folder))
-    try:
-        yield place
-    finally:
-        if not keep:
-            shutil.rmtree(place, ignore_errors=True)
-
-
-@contextmanager
-def _interruptible() -> Iterator[None]:
-    """SIGTERM ends the demo as Ctrl-C does."""
-    old = signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, old)
-
-
-def _free_port() -> int:
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return int(sock.getsockname()[1])
+        private = _run_with_a_death(stage, _write_spec(stage, "private", rounds, PRIVATE))
+        report = _report(stage, private["id"], reports)
+        spec = _write_spec(stage, "not-private", rounds)
+        _compare(stage, spec, {"private": private, "not private": _run_without_privacy(stage, spec)})
+        _tell_privacy(private, report)
+        _farewell(stage, spec, keep=keep, seconds=time.monotonic() - begun)
 
 
 def _cast(stage: Stage) -> None:
@@ -149,7 +70,7 @@ def _cast(stage: Stage) -> None:
     _wait_for_server(stage)
     say(f"$ fedplat server start --name localhost --port {stage.port}")
     for name in HOSPITALS:
-        _join(stage, name, data / f"{name}.csv")
+        _join(stage, name, _data(stage, name))
 
 
 def _wait_for_server(stage: Stage) -> None:
@@ -165,13 +86,18 @@ def _wait_for_server(stage: Stage) -> None:
     raise ConnectionLostError(f"the server did not start: {text.strip()[-500:]}")
 
 
-def _join(stage: Stage, name: str, data: Path) -> None:
+def _data(stage: Stage, hospital: str) -> Path:
+    return stage.folder / "data" / f"{hospital}.csv"
+
+
+def _join(stage: Stage, name: str, data: Path, *, is_shown: bool = True) -> None:
     invite = stage.folder / f"{name}.invite"
     invite.touch(mode=0o600)
     invite.write_text(stage.ask("silo", "invite", name)["invite"], encoding="utf-8")
     words = ["client", "join", "--silo", name, "--invite", f"@{invite}", "--data", f"{DATASET}={data}"]
     words += ["--workers", "2"] if name == WITH_TWO_WORKERS else []
-    say(f"$ fedplat {' '.join(words)}   ({_describe(data)})")
+    if is_shown:
+        say(f"$ fedplat {' '.join(words)}   ({_describe(data)})")
     _start(stage, name, words)
 
 
@@ -179,30 +105,34 @@ def _start(stage: Stage, name: str, words: list[str]) -> None:
     stage.start(name, *words, "--home", str(stage.hospital_home()))
 
 
+def _ask_hospital(stage: Stage, name: str, *words: str) -> Any:
+    return stage.ask("client", *words, "--silo", name, "--home", str(stage.hospital_home()))
+
+
 def _introduce(stage: Stage) -> None:
-    """The server introduces the hospitals to each other and could invent one: they compare fingerprints by phone."""
-    _await(stage, "the hospitals did not connect", lambda: all(s["connected"] for s in _hospitals(stage)))
-    home = ("--home", str(stage.hospital_home()))
-    read_out = {name: stage.ask("client", "fingerprint", "--silo", name, *home)["silo"] for name in HOSPITALS}
-    for name in HOSPITALS:
-        for peer in HOSPITALS:
-            if peer != name:
-                stage.ask("client", "peers", "pin", peer, read_out[peer], "--silo", name, *home)
+    """The server introduces the hospitals to each other and could invent one: they compare fingerprints by phone. And
+    each says how much may ever be learned about one of its patients."""
+    stage.wait_until("the hospitals did not connect", lambda: _are_connected(stage, HOSPITALS))
+    limits = ("--dataset", DATASET, "--epsilon", str(BUDGET), "--delta", str(DELTA), "--patient", PATIENT)
+    with ThreadPoolExecutor(len(HOSPITALS)) as pool:
+        told = pool.map(lambda name: _ask_hospital(stage, name, "fingerprint")["silo"], HOSPITALS)
+        read_out = dict(zip(HOSPITALS, told, strict=True))
+
+        def prepare(name: str) -> None:
+            for peer in HOSPITALS:
+                if peer != name:
+                    _ask_hospital(stage, name, "peers", "pin", peer, read_out[peer])
+            _ask_hospital(stage, name, "budget", "set", *limits)
+
+        list(pool.map(prepare, HOSPITALS))
     say(f"$ fedplat client peers pin {HOSPITALS[1]} {read_out[HOSPITALS[1]][:16]}... --silo {HOSPITALS[0]}")
     say("  and so on: each hospital has confirmed the keys of the other three, as administrators do by phone")
+    say(f"$ fedplat client budget set {' '.join(limits)} --silo {HOSPITALS[0]}")
+    say("  and so on: that is what all runs together may cost each of its patients, for life")
 
 
-def _hospitals(stage: Stage) -> list[dict[str, Any]]:
-    found = [silo for silo in stage.ask("silo", "list") if silo["name"] in HOSPITALS]
-    return found if len(found) == len(HOSPITALS) else [{"connected": False}]
-
-
-def _await(stage: Stage, what: str, check: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 60
-    while not check():
-        if time.monotonic() > deadline:
-            raise FedplatError(f"{what} within a minute", hint=f"the logs are in {stage.folder} (use --keep)")
-        time.sleep(0.2)
+def _are_connected(stage: Stage, names: tuple[str, ...]) -> bool:
+    return {silo["name"] for silo in stage.ask("silo", "list") if silo["connected"]} >= set(names)
 
 
 def _describe(data: Path) -> str:
@@ -211,54 +141,68 @@ def _describe(data: Path) -> str:
     return f"{len(lines)} patients, {malignant / len(lines):.0%} malignant"
 
 
-def _write_spec(stage: Stage, strategy: str, rounds: int) -> Path:
-    """What `fedplat run init` writes, with the demo's name, rounds and strategy."""
-    command = [*FEDPLAT, "run", "init", "--task", "tabular"]
-    text = subprocess.run(command, env=stage.environment, capture_output=True, text=True, check=True).stdout  # noqa: S603
-    changes = {'name = "breast-cancer"\nseed': f'name = "{strategy}"\nseed', "count = 10": f"count = {rounds}"}
-    changes |= {'name = "fedavg"': f'name = "{strategy}"', "timeout_s = 600.0": f"timeout_s = {GOES_ON_AFTER_S}"}
-    if strategy == "fedprox":
-        changes["# proximal_mu"] = "proximal_mu"
-    for old, new in changes.items():
-        text = text.replace(old, new, 1)
-    path = stage.folder / f"{strategy}.toml"
-    path.write_text(text, encoding="utf-8")
+def _write_spec(stage: Stage, name: str, rounds: int, more: Mapping[str, str] | None = None) -> Path:
+    """What `fedplat run init` writes, with the demo's name, rounds, patients and `more`."""
+    changes = {'name = "breast-cancer"\nseed': f'name = "{name}"\nseed', "count = 10": f"count = {rounds}"}
+    changes |= {"timeout_s = 600.0": f"timeout_s = {GOES_ON_AFTER_S}", **PATIENTS, **(more or {})}
+    path = stage.folder / f"{name}.toml"
+    path.write_text(edited(stage.run("run", "init", "--task", "tabular"), changes), encoding="utf-8")
     return path
 
 
-def _run(stage: Stage, spec: Path) -> dict[str, Any]:
+def edited(text: str, changes: Mapping[str, str]) -> str:
+    """A spec with other lines in it. FedplatError if one of those to be exchanged is not there."""
+    for old, new in changes.items():
+        if old not in text:
+            raise FedplatError(f"`fedplat run init` writes no line with {old!r}", hint="The demo does not fit it.")
+        text = text.replace(old, new, 1)
+    return text
+
+
+def _submit(stage: Stage, spec: Path) -> str:
     say()
-    if stage.show("run", "submit", str(spec), "--watch"):
-        raise FedplatError(
-            f"the run of {spec.name} did not finish", hint=f"the logs are in {stage.folder} (use --keep)"
-        )
-    return _newest(stage)
+    run: str = stage.ask("run", "submit", str(spec))["id"]
+    say(f"$ fedplat run submit {spec}")
+    return run
+
+
+def _view(stage: Stage, run: str) -> dict[str, Any]:
+    view: dict[str, Any] = stage.ask("run", "show", run)
+    return view
+
+
+def _watch(stage: Stage, run: str) -> dict[str, Any]:
+    if stage.show("run", "watch", run):
+        raise FedplatError(f"the run {run} did not finish", hint=f"the logs are in {stage.folder} (use --keep)")
+    return _view(stage, run)
 
 
 def _run_with_a_death(stage: Stage, spec: Path) -> dict[str, Any]:
     """A hospital is killed in the middle of a round: the others' sum is opened without it, and it comes back."""
-    say()
-    run = stage.ask("run", "submit", str(spec))["id"]
-    say(f"$ fedplat run submit {spec}")
-    _await(stage, "the run did not begin", lambda: len(_newest(stage)["rounds"]) > 2)
-    os.killpg(stage.processes[VICTIM].pid, signal.SIGKILL)
-    stage.processes[VICTIM].wait()
-    pid = stage.processes[VICTIM].pid
-    say(f"$ kill -9 {pid}   ({VICTIM}, in the middle of a round, which waits for it {GOES_ON_AFTER_S} s)")
-    _await(stage, "the run did not go on", lambda: any(VICTIM in r["without"] for r in _newest(stage)["rounds"]))
+    run = _submit(stage, spec)
+    stage.wait_until("the run did not begin", lambda: len(_view(stage, run)["rounds"]) > 2)
+    victim = stage.processes[VICTIM]
+    os.killpg(victim.pid, signal.SIGKILL)
+    victim.wait()
+    say(f"$ kill -9 {victim.pid}   ({VICTIM}, in the middle of a round, which waits for it {GOES_ON_AFTER_S} s)")
+    stage.wait_until("the run did not go on", lambda: any(VICTIM in r["without"] for r in _view(stage, run)["rounds"]))
     say(f"$ fedplat client join --silo {VICTIM}   (by the same command, without an invite)")
     _start(stage, VICTIM, ["client", "join", "--silo", VICTIM])
-    if stage.show("run", "watch", run):
-        raise FedplatError(f"the run {run} did not finish", hint=f"the logs are in {stage.folder} (use --keep)")
-    view = _newest(stage)
+    view = _watch(stage, run)
     _explain_masks(view)
     return view
 
 
-def _newest(stage: Stage) -> dict[str, Any]:
-    newest = stage.ask("run", "list")[-1]["id"]
-    view: dict[str, Any] = stage.ask("run", "show", newest)
-    return view
+def _run_without_privacy(stage: Stage, spec: Path) -> dict[str, Any]:
+    """The hospitals refuse it; silos without a budget take part."""
+    names = tuple(TEST_SILO.format(name) for name in HOSPITALS)
+    say("\nWhat does privacy cost? The hospitals refuse the same run without it, for their patients have a budget.")
+    say("So four more silos join, with the same files, and for once nobody in them is protected:")
+    for hospital, name in zip(HOSPITALS, names, strict=True):
+        _join(stage, name, _data(stage, hospital), is_shown=hospital == HOSPITALS[0])
+    say("  and so on")
+    stage.wait_until("the silos did not connect", lambda: _are_connected(stage, names))
+    return _watch(stage, _submit(stage, spec))
 
 
 def _explain_masks(view: dict[str, Any]) -> None:
@@ -274,10 +218,31 @@ def _explain_masks(view: dict[str, Any]) -> None:
     say(f"  That took at most {worst_s:.2f} s of a round.  fedplat run show {view['id']} tells it round by round.")
 
 
+def _report(stage: Stage, run: str, folder: Path) -> Path:
+    """What the run can tell about a patient of any hospital, from what they have signed, and signed by the server."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder.absolute() / "federation.html"
+    say()
+    if stage.show("report", "privacy", "--run", run, "--output", str(path)) or stage.show(
+        "report", "verify", str(path)
+    ):
+        raise FedplatError(f"there is no report on run {run}", hint=f"the logs are in {stage.folder} (use --keep)")
+    return path
+
+
+def _tell_privacy(view: Mapping[str, Any], report: Path) -> None:
+    """What the private run has cost, as each hospital has signed it."""
+    say(f"\nWhat the private run has cost each patient, at delta {DELTA:g}, by the hospitals' own ledgers:")
+    for one in view["ledgers"]:
+        say(f"  {one['silo_name']:12} epsilon {one['epsilon']:.2f} of {one['budget']:g}")
+    say("  The model is within that; the figures of each round are not protected, and the report says so.")
+    say(f"  {report}   tells the privacy officers all of it, signed.")
+
+
 def _compare(stage: Stage, spec: Path, runs: dict[str, dict[str, Any]]) -> None:
     """Each hospital alone, the federation, and all data in one place (which is what nobody may do)."""
     say("\nThe same model, measured on the test patients of all four hospitals:")
-    paths = [str(stage.folder / "data" / f"{name}.csv") for name in HOSPITALS]
+    paths = [str(_data(stage, name)) for name in HOSPITALS]
     words = ["client", "train-alone", "--spec", str(spec), "--data", f"{DATASET}={','.join(paths)}", "--pooled"]
     alone = stage.ask(*words, "--home", str(stage.hospital_home()))
     rows = [(f"{name} alone", alone[str(i)]) for i, name in enumerate(HOSPITALS)]

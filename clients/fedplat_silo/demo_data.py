@@ -20,7 +20,7 @@ MALIGNANT_SHARES = (0.25, 0.45, 0.12, 0.18)
 def write_hospitals(folder: Path, names: Sequence[str], seed: int = 7) -> list[Path]:
     """One CSV a hospital; every record goes to exactly one."""
     data = load_breast_cancer()
-    header = [name.replace(" ", "_") for name in data.feature_names] + ["diagnosis"]
+    header = ["patient_id", *(name.replace(" ", "_") for name in data.feature_names), "diagnosis"]
     rng = np.random.default_rng(seed)
     parts: list[list[int]] = [[] for _ in names]
     for label, shares in ((1, BENIGN_SHARES), (0, MALIGNANT_SHARES)):
@@ -30,7 +30,8 @@ def write_hospitals(folder: Path, names: Sequence[str], seed: int = 7) -> list[P
             part.extend(chosen.tolist())
     paths = [folder / f"{name}.csv" for name in names]
     for path, part in zip(paths, parts, strict=True):
-        rows = [[*data.data[i], "benign" if data.target[i] else "malignant"] for i in rng.permutation(part)]
+        shuffled = enumerate(rng.permutation(part), start=1)
+        rows = [[n, *data.data[i], "benign" if data.target[i] else "malignant"] for n, i in shuffled]
         with path.open("w", newline="", encoding="utf-8") as file:
             csv.writer(file).writerows([header, *rows])
     return paths

@@ -98,12 +98,15 @@ clip_range = 8.0  # each coordinate of an update is cut off at plus and minus th
 min_cohort = 3  # no sum over fewer silos is opened; 2 hides from the server only
 # max_examples = 10000  # no silo may have more training records; without it silos state how many they have
 
+# Differential privacy bounds what anyone can learn from the run about one patient: the smaller epsilon, the less. To
+# turn it on: mode "record", weighting "uniform" in [strategy], and the keys metrics, delta and epsilon without their
+# leading "# ". A silo with a budget (fedplat client budget set) takes part in no other runs, and stops at its limit.
 [privacy]
-mode = "none"  # "record": DP-SGD in every silo; it takes weighting = "uniform" and the next three keys
+mode = "none"  # "record": DP-SGD inside every silo, whose noise not even the server can take off
 # metrics = "unprotected"  # figures leave as they are, outside the guarantee; "none": none leave
 # delta = 1e-5  # well below 1 / number of patients
-# epsilon = 8.0  # each silo calibrates its noise for all rounds
-# noise_multiplier = 1.0  # or so much noise, times clip_norm
+# epsilon = 8.0  # of the whole run: each silo calibrates its noise for all rounds, the more the fewer patients it has
+# noise_multiplier = 1.0  # or, in place of epsilon, so much noise, times clip_norm
 # unit = "patient"  # or "record": whom the guarantee is for; the default is the patient where the task names a column
 clip_norm = 1.0  # largest norm of one patient's (or record's) gradient
 # expected_batch_size = 32  # mean number of patients (or records) in a step; then batch_size is how many fit in memory

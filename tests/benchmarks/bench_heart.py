@@ -1,12 +1,14 @@
 """Accuracy on four hospitals' heart data, trained through a real server and real silos: one process a hospital, TLS on.
 
-    python tests/benchmarks/bench_heart.py [--quick] [--json] [--seeds N] [--methods fedavg,declared] [--data FOLDER]
+    python tests/benchmarks/bench_heart.py [--quick] [--dp] [--json] [--seeds N] [--methods a,b]
 
 Published setting (FLamby): per-hospital standardisation, 15 rounds of 100 batches of 4; `declared` is the same with
 declared centres and scales and learning rate 0.01; `-bf16`: weights and updates travel in half the bytes, `-masked`:
-with secure aggregation. A figure is the mean over the hospitals of each one's accuracy on its own test patients; its
-mean and standard deviation are over run seeds from 42. `pooled` is measured the same way; `pooled_records` is its
-accuracy over all test records, `<hospital>-alone` that of a hospital on its own patients.
+with secure aggregation. `dp_E` (with --dp) is `declared` with record-level differential privacy: epsilon E at delta
+1e-3 in each silo, clip 1, Poisson samples of 4 patients on average, uniform weights, learning rate 0.005. A figure is
+the mean over the hospitals of each one's accuracy on its own test patients; its mean and standard deviation are over
+run seeds from 42. `pooled` is measured the same way; `pooled_records` is its accuracy over all test records,
+`<hospital>-alone` that of a hospital on its own patients.
 """
 
 from __future__ import annotations
@@ -28,6 +30,7 @@ from tests.support.heart import (
     METHODS,
     NEAR,
     POOLED,
+    PRIVATE,
     accuracies,
     accuracy,
     join_hospitals,
@@ -48,7 +51,7 @@ def measure(data: Path, methods: Sequence[str], seeds: Sequence[int], parallel: 
         folders = prepare(data, fed.folder / "data")
         used = {silo for method in methods for silo in METHODS[method].silos}
         join_hospitals(fed, {silo: folders[silo] for silo in folders if silo in used}, parallel=parallel)
-        jobs = [(method, seed) for method in methods for seed in seeds]
+        jobs = [(method, seed) for seed in seeds for method in methods]
         for (_, seed), figures in zip(jobs, pool.map(lambda job: run(fed, folders, *job), jobs), strict=True):
             for key, value in figures.items():
                 results.setdefault(key, []).append(value)
@@ -93,15 +96,17 @@ def lines(figures: Mapping[str, Figures]) -> Iterator[str]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="three seeds, fedavg and declared only")
+    parser.add_argument("--dp", action="store_true", help=f"also {', '.join(PRIVATE)}")
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--seeds", type=int, metavar="N", help="how many, from 42 on (default 20)")
-    parser.add_argument("--methods", help=f"of {','.join(METHODS)} (default: all)")
+    parser.add_argument("--methods", help=f"of {','.join(METHODS)} (default: all but the private ones)")
     parser.add_argument("--data", type=Path, default=NEAR, help="folder of the processed.*.data files")
     parser.add_argument("--parallel", type=int, default=3, help="runs at the same time; no figure depends on it")
     options = parser.parse_args()
-    num_seeds, methods = QUICK if options.quick else (20, tuple(METHODS))
+    num_seeds, methods = QUICK if options.quick else (20, tuple(name for name in METHODS if name not in PRIVATE))
     seeds = range(FIRST_SEED, FIRST_SEED + (options.seeds or num_seeds))
     chosen = tuple(options.methods.split(",")) if options.methods else methods
+    chosen += tuple(name for name in PRIVATE if options.dp and name not in chosen)
     unknown = set(chosen) - set(METHODS)
     if unknown:
         parser.error(f"no such method: {', '.join(sorted(unknown))}")

@@ -47,15 +47,24 @@ names = [{silos}]
 steps = {steps}
 batch_size = 16
 learning_rate = 0.05
-local_checkpoint_steps = 200
+{resuming}
 [checkpoint]
 keep_last = {keep_last}
 """
-
-
+RESUMING = "local_checkpoint_steps = 200"
 SECURE = """
 [secure_aggregation]
 enabled = true
+"""
+DELTA = 1e-4
+PRIVATE = f"""
+[strategy]
+weighting = "uniform"
+[privacy]
+mode = "record"
+metrics = "unprotected"
+noise_multiplier = 20.0
+delta = {DELTA}
 """
 
 
@@ -69,8 +78,10 @@ def make_spec(
     timeout_s: float = 600,
     keep_last: int = 2,
     secure: bool = False,
+    private: bool = False,
 ) -> str:
-    """The spec of a run over the tables of `write_data`; by default every silo has to be in every round."""
+    """The spec of a run over the tables of `write_data`; by default every silo has to be in every round. Private runs
+    do not resume a round half way: each of its steps would be spent twice."""
     features = ", ".join(f'{{ column = "{name}", kind = "numeric" }}' for name in "abc")
     return SPEC.format(
         rounds=rounds,
@@ -81,7 +92,8 @@ def make_spec(
         timeout_s=timeout_s,
         keep_last=keep_last,
         features=features,
-    ) + (SECURE if secure else "")
+        resuming="" if private else RESUMING,
+    ) + (SECURE * secure + PRIVATE * private)
 
 
 def write_data(folder: Path, silos: tuple[str, ...] = SILOS) -> None:

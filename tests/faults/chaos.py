@@ -1,10 +1,14 @@
 """Chaos campaigns: `kill -9` of randomly chosen processes (server, silo, worker) at random moments of a run.
 
-    python tests/faults/chaos.py [--kills N] [--lose K] [--seed S] [--rounds R] [--steps T] [--secure] [--json]
+    python tests/faults/chaos.py [--kills N] [--lose K] [--seed S] [--rounds R] [--steps T] [--json]
+        [--secure | --private]
 
 Each is started again after a random pause (a worker by its silo). Some kills wait for a rare state, so that each state
 has its kills; a quarter is followed by the next before anything has recovered. In the end the rounds in SQL, the files
 on disk and the final weights are compared with a run that nobody disturbed.
+
+With `--private` the runs are private and masked, so no two end in the same bits: then each silo's privacy ledger is
+compared with what the server's tables say was released (see charges.py).
 
 With `--lose K`, K of the four silos are lost for good on the way, disk and all, and the others go on (see losses.py).
 
@@ -24,6 +28,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from tests.faults.campaign import Campaign, make_spec, round_s, stage
+from tests.faults.charges import ledger_figures, set_budgets
 from tests.faults.invariants import committed, orphans
 from tests.faults.losses import run_losses
 from tests.support.federation import Federation
@@ -31,10 +36,14 @@ from tests.support.federation import Federation
 LEAST_IN_EACH_STATE = 3
 
 
-def run_campaign(kills: int, seed: int, rounds: int, steps: int, *, secure: bool = False) -> dict[str, Any]:
+def run_campaign(
+    kills: int, seed: int, rounds: int, steps: int, *, secure: bool = False, private: bool = False
+) -> dict[str, Any]:
     """Disturbed runs, one after another until all kills are done, beside an undisturbed one of the same spec."""
-    text = make_spec(rounds=rounds, steps=steps, secure=secure)
+    text = make_spec(rounds=rounds, steps=steps, secure=secure or private, private=private)
     with stage() as fed:
+        if private:
+            set_budgets(fed)
         reference = fed.wait_for(fed.submit(text), timeout_s=1200)
         campaign = Campaign(fed, random.Random(seed), fed.submit(text), round_s(reference))
         campaign.await_start()
@@ -46,7 +55,11 @@ def run_campaign(kills: int, seed: int, rounds: int, steps: int, *, secure: bool
                 campaign.run = fed.submit(text)
                 runs.append(campaign.run)
                 campaign.await_start()
-        return report(campaign, reference, [fed.wait_for(run, timeout_s=1200) for run in runs])
+        views = [fed.wait_for(run, timeout_s=1200) for run in runs]
+        found = report(campaign, reference, views)
+        if not private:
+            return found | {"bit_identical": all(same_weights(fed, view, reference) for view in views)}
+        return found | ledger_figures(fed, [reference, *views], steps, campaign.kills)
 
 
 def report(campaign: Campaign, reference: dict[str, Any], views: list[dict[str, Any]]) -> dict[str, Any]:
@@ -65,7 +78,6 @@ def report(campaign: Campaign, reference: dict[str, Any], views: list[dict[str, 
         "round_s": round_s(reference),
         "gaps": sum(committed(fed, view) != planned for view in views),
         "orphans": len(orphans(fed, [reference, *views], keep_last=2)),
-        "bit_identical": all(same_weights(fed, view, reference) for view in views),
         "recoveries": len(times),
         "recovery_median_s": times[len(times) // 2] if times else 0.0,
         "recovery_p95_s": times[min(len(times) - 1, int(0.95 * len(times)))] if times else 0.0,
@@ -88,12 +100,14 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--steps", type=int, default=2000, help="training steps a round; 2000 take 3 s and more")
     parser.add_argument("--secure", action="store_true", help="with secure aggregation")
+    parser.add_argument("--private", action="store_true", help="with differential privacy, and masked")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     if options.lose:
         result = run_losses(options.kills, options.lose, options.seed, options.rounds, options.steps)
     else:
-        result = run_campaign(options.kills, options.seed, options.rounds, options.steps, secure=options.secure)
+        kinds = {"secure": options.secure, "private": options.private}
+        result = run_campaign(options.kills, options.seed, options.rounds, options.steps, **kinds)
     print(json.dumps(result) if options.json else "\n".join(f"{k:18} {v}" for k, v in result.items()))
 
 

@@ -7,9 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from fedplat import bufferfiles, durable
-from tests.faults.test_server_writes import crash_before_commit
-from tests.support.crashes import Crash, CrashingFilesystem
+from tests.support.deaths import at_every_transaction, at_every_write
 from tests.support.maskedworld import MaskedWorld
 
 WEIGHTS = {"silo-a": 3, "silo-b": 1, "silo-c": 2}
@@ -50,36 +48,18 @@ def check(world: MaskedWorld, expected: tuple[str, set[str]], where: str) -> Non
 def test_every_file_write_of_a_run(
     world: MaskedWorld, expected: tuple[str, set[str]], monkeypatch: pytest.MonkeyPatch, power_loss: bool
 ) -> None:
-    points = 0
-    while True:
-        tried = world.copy(f"w{points}")
-        filesystem = CrashingFilesystem(points, power_loss=power_loss)
-        with monkeypatch.context() as patch:
-            for module in (durable, bufferfiles):
-                patch.setattr(module, "filesystem", filesystem)
-            try:
-                tried.live()
-                break
-            except Crash:
-                pass
-        check(tried, expected, f"after a crash before step {filesystem.steps[-1]} ({points})")
-        points += 1
-    assert points > 60, "the points are enumerated, not guessed"
+    steps = []
+    for tried, step in at_every_write(world, monkeypatch, power_loss=power_loss):
+        check(tried, expected, f"after a crash before step {step} ({len(steps)})")
+        steps.append(step)
+    assert len(steps) > 60, "the points are enumerated, not guessed"
 
 
 def test_every_transaction_of_a_run(
     world: MaskedWorld, expected: tuple[str, set[str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    points = 0
-    while True:
-        tried = world.copy(f"t{points}")
-        with monkeypatch.context() as patch, crash_before_commit(patch, points) as seen:
-            try:
-                tried.live()
-                break
-            except Crash:
-                pass
-        assert seen[0] == points + 1
-        check(tried, expected, f"after a crash in transaction {points}")
-        points += 1
-    assert points > 25
+    num_points = 0
+    for tried in at_every_transaction(world, monkeypatch):
+        check(tried, expected, f"after a crash in transaction {num_points}")
+        num_points += 1
+    assert num_points > 25

@@ -6,8 +6,8 @@ from __future__ import annotations
 import errno
 import shutil
 import threading
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -16,7 +16,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from sqlalchemy import Connection
 
 from fedplat import bufferfiles, durable
 from fedplat.bufferfiles import DamagedPieceError
@@ -54,10 +53,10 @@ from fedplat_server.registry import Member
 from fedplat_server.road import Road
 from fedplat_server.rounds import run_round
 from fedplat_server.store import Store, open_store
-from fedplat_server.store.session import Database
 from fedplat_server.transitions import RoundState, RunState, SiloRoundState
 from fedplat_server.turns import Turns
 from tests.support.crashes import Crash, CrashingFilesystem
+from tests.support.deaths import at_every_transaction, at_every_write
 
 SIZE = 5
 ROUNDS = 2
@@ -271,24 +270,6 @@ def enrol(store: Store, name: str, pem: str | None = None) -> None:
     )
 
 
-@contextmanager
-def crash_before_commit(patch: pytest.MonkeyPatch, at: int) -> Iterator[list[int]]:
-    """Die inside the `at`-th write transaction, before it commits."""
-    seen = [0]
-    real = Database.write
-
-    @contextmanager
-    def write(self: Database) -> Iterator[Connection]:
-        with real(self) as connection:
-            yield connection
-            seen[0] += 1
-            if seen[0] > at:
-                raise Crash
-
-    patch.setattr(Database, "write", write)
-    yield seen
-
-
 @pytest.fixture
 def world(tmp_path: Path, transport: str) -> World:
     """Before the first process."""
@@ -306,41 +287,25 @@ def expected(world: World) -> tuple[str, set[str]]:
 def test_every_file_write_of_a_run(
     world: World, expected: tuple[str, set[str]], transport: str, monkeypatch: pytest.MonkeyPatch, power_loss: bool
 ) -> None:
-    points, kinds = 0, set[str]()
-    while True:
-        tried = world.copy(f"w{points}")
-        filesystem = CrashingFilesystem(points, power_loss=power_loss)
-        with monkeypatch.context() as patch:
-            for module in (durable, bufferfiles):
-                patch.setattr(module, "filesystem", filesystem)
-            try:
-                tried.live()
-                break
-            except Crash:
-                pass
-        assert (tried.live(), tried.files()) == expected, f"after a crash before step {filesystem.steps[-1]}"
-        kinds.add(filesystem.steps[points].split(" ")[0])
-        points += 3 if transport.endswith("halves") else 1  # those differ little from the others
+    steps = []
+    every = 3 if transport.endswith("halves") else 1  # those differ little from the others
+    for tried, step in at_every_write(world, monkeypatch, power_loss=power_loss, every=every):
+        assert (tried.live(), tried.files()) == expected, f"after a crash before step {step}"
+        steps.append(step)
+    kinds = {step.split(" ")[0] for step in steps}
     assert kinds >= {"mkdir", "open", "write", "fsync", "rename", "unlink"}
     assert ("reopen" in kinds) == (transport != "in the message")
-    assert points > 70, "the points are enumerated, not guessed"
+    assert len(steps) * every > 70, "the points are enumerated, not guessed"
 
 
 def test_every_transaction_of_a_run(
     world: World, expected: tuple[str, set[str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    points = 0
-    while True:
-        tried = world.copy(f"t{points}")
-        with monkeypatch.context() as patch, crash_before_commit(patch, points):
-            try:
-                tried.live()
-                break
-            except Crash:
-                pass
-        assert (tried.live(), tried.files()) == expected, f"after a crash in transaction {points}"
-        points += 1
-    assert points >= 1 + ROUNDS * 5
+    num_points = 0
+    for tried in at_every_transaction(world, monkeypatch):
+        assert (tried.live(), tried.files()) == expected, f"after a crash in transaction {num_points}"
+        num_points += 1
+    assert num_points >= 1 + ROUNDS * 5
 
 
 @pytest.mark.parametrize("damaged", ["silo-a.upload", "silo-a.buffer"])

@@ -46,8 +46,8 @@ Floats = npt.NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Method:
-    """A way to train: `silos` learn together, by lines of [strategy] and with a local learning rate;
-    `precision`: in which weights and updates travel; `masked`: by secure aggregation."""
+    """A way to train: `silos` learn together, by lines of [strategy] and with a local learning rate; `precision`: in
+    which weights and updates travel; `masked`: by secure aggregation; `epsilon`: of each silo, at delta 1e-3."""
 
     silos: tuple[str, ...] = HOSPITALS
     strategy: str = 'name = "fedavg"'
@@ -55,12 +55,16 @@ class Method:
     scaling: str = "local"
     precision: str = "fp32"
     masked: bool = False
+    epsilon: float | None = None
 
 
 # The published constants of the server's optimisers. Flower's FedAdam also corrects the bias of its moments, as the
 # published one does not: its steps are 4 to 6 times smaller in 15 rounds, so it has 0.05 in place of 0.01.
 _ADAPTIVE = 'name = "{}"\nlearning_rate = {}\ntau = 1e-8'
 _BETAS = "\nbeta_1 = 0.9\nbeta_2 = 0.999"
+# Private silos weigh the same, so the noise of the smallest counts for as much as any other's: half of the learning
+# rate that is best without noise.
+_PRIVATE_RATE = 0.005
 METHODS = {
     "fedavg": Method(),
     "fedprox": Method(strategy='name = "fedprox"\nproximal_mu = 0.01'),
@@ -74,7 +78,12 @@ METHODS = {
     "declared-bf16": Method(learning_rate=0.01, scaling="declared", precision="bf16"),
     POOLED: Method(silos=(POOLED,)),
     **{f"{hospital}-alone": Method(silos=(hospital,)) for hospital in HOSPITALS},
+    **{
+        f"dp_{epsilon:g}": Method(learning_rate=_PRIVATE_RATE, scaling="declared", epsilon=epsilon)
+        for epsilon in (0.5, 1, 3, 8)
+    },
 }
+PRIVATE = tuple(name for name, method in METHODS.items() if method.epsilon is not None)
 
 
 def prepare(source: Path, target: Path) -> dict[str, Path]:
@@ -118,11 +127,22 @@ def write(path: Path, rows: list[Row]) -> None:
         writer.writerows(rows)
 
 
+PRIVACY = """[privacy]
+mode = "record"
+metrics = "unprotected"
+epsilon = {epsilon}
+delta = 1e-3
+clip_norm = 1.0
+expected_batch_size = 4
+"""
+
+
 def spec(name: str, seed: int) -> str:
     """The run of a method with a seed, as TOML: 15 rounds of 100 batches of 4, tested at the end."""
     method = METHODS[name]
     names = ", ".join(f'"{silo}"' for silo in method.silos)
     features = _declared() if method.scaling == "declared" else _published()
+    is_private = method.epsilon is not None
     return f"""
 name = "{name}-{seed}"
 seed = {seed}
@@ -140,13 +160,13 @@ count = 15
 [silos]
 minimum = {len(method.silos)}
 names = [{names}]
-wait_s = 100
+wait_s = 600
 [strategy]
 {method.strategy}
-weighting = "examples"
+weighting = "{"uniform" if is_private else "examples"}"
 [training]
 steps = 100
-batch_size = 4
+batch_size = {32 if is_private else 4}
 learning_rate = {method.learning_rate}
 [transport]
 precision = "{method.precision}"
@@ -154,7 +174,7 @@ precision = "{method.precision}"
 enabled = {str(method.masked).lower()}
 [evaluation]
 every = 15
-"""
+""" + (PRIVACY.format(epsilon=method.epsilon) if is_private else "")
 
 
 def _published() -> Iterable[str]:
@@ -222,9 +242,7 @@ def run_method(fed: Federation, name: str, seed: int) -> dict[str, Any]:
     """Train with a method and a seed, to the end; what `fedplat run show` says then. AssertionError if it fails."""
     path = fed.folder / f"{name}-{seed}.toml"
     path.write_text(spec(name, seed), encoding="utf-8")
-    watched = json.loads(fed.command("run", "submit", str(path), "--watch", "--json", check=False).splitlines()[-1])
-    assert watched["state"] == "finished", f"{watched['reason']}\n{fed.all_logs()}"
-    return fed.snapshot(watched["id"])
+    return fed.wait_for(fed.json("run", "submit", str(path))["id"], timeout_s=1200)
 
 
 def accuracies(view: Mapping[str, Any]) -> dict[str, float]:

@@ -1,6 +1,6 @@
 """The tests can fail: each broken variant of the trainer, made by replacing one function, fails a named test.
 
-Variants that need several ranks are in `test_ranks`; those of the accountant beside its own tests.
+Variants that need several ranks are in `test_ranks`; those of the accountant and of the ledger beside their own tests.
 """
 
 from __future__ import annotations
@@ -13,16 +13,18 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from fedplat.spec import privacy
 from fedplat_silo.trainer.dp import bookkeeping, layers, noise, preparing, sampler, training
 from fedplat_silo.trainer.dp.bookkeeping import Bookkeeping
 from fedplat_silo.trainer.dp.layers import Seen, Share
 from fedplat_silo.trainer.dp.units import Units
+from tests.unit.core import test_spec_privacy
 from tests.unit.dp import test_clipping, test_noise, test_preparing, test_sampling, test_training
 from tests.unit.dp.world import make_spec
 
 Test = Callable[[], None]
 _noised, _box_muller, _draw = noise.noised, noise.box_muller, sampler.PoissonSampler.draw
-_release, _add, _embedding = training.release, training.Clipper._add, layers.embedding
+_release, _embedding, _problems = training.release, layers.embedding, privacy._problems
 
 
 def halved(sums: Tensor, deviation: float, divisor: float) -> Tensor:
@@ -88,6 +90,10 @@ def each_record_of_a_patient(examples: Any, unit: Any) -> Units:
     from fedplat.spec.privacy import PrivacyUnit
 
     return Units(examples, PrivacyUnit.RECORD)
+
+
+def without_a_word_on_scaling(spec: Any) -> Any:
+    return (problem for problem in _problems(spec) if "scaling" not in problem)
 
 
 def ghost_without_bound(of_inputs: Tensor, of_gradients: Tensor) -> Tensor:
@@ -174,6 +180,13 @@ VARIANTS: list[tuple[str, Any, str, Any, Test]] = [
         patients,
     ),
     (
+        "local standardisation",
+        privacy,
+        "_problems",
+        without_a_word_on_scaling,
+        test_spec_privacy.test_all_problems_are_named_at_once,
+    ),
+    (
         "rounding decides a norm",
         layers,
         "_ghost",
@@ -224,6 +237,13 @@ def test_a_record_that_is_not_finite_is_noticed(
     monkeypatch.setattr(training.Clipper, "_add", not_only_finite)
     with pytest.raises(AssertionError):
         test_training.test_a_gradient_that_is_not_finite_counts_as_zero(Bookkeeping, float("nan"), caplog)
+
+
+def test_metrics_that_leave_unaccounted_are_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    always = property(lambda terms: True, lambda terms, value: None)
+    monkeypatch.setattr(training.PrivateTerms, "shows_metrics", always, raising=False)
+    with pytest.raises(AssertionError):
+        test_training.test_metrics_leave_only_if_they_are_declared_unprotected()
 
 
 def shared_layers_counted_twice(layer: nn.Embedding, seen: Seen) -> Any:
