@@ -23,14 +23,14 @@ RUN pip install --no-deps . \
  && pip uninstall --yes setuptools && pip uninstall --yes pip && rm -f /opt/fedplat/bin/uv /opt/fedplat/bin/uvx \
  && find /opt/fedplat -type d \( -name tests -o -name __pycache__ \) -prune -exec rm -r {} + \
  && find /opt/fedplat -name '*.so' ! -path '*.libs/*' -exec strip --strip-unneeded {} + \
- && python -c 'import fedplat_server.app, fedplat_server.backup, fedplat_server.console, fedplat_server.export, \
+ && python -P -c 'import fedplat_server.app, fedplat_server.backup, fedplat_server.console, fedplat_server.export, \
       sqlalchemy.dialects.postgresql.psycopg, psycopg, fedplat.report, fedplat.privacy, \
       dp_accounting.rdp, dp_accounting.pld.privacy_loss_distribution, scipy.optimize'
 
 FROM ${PYTHON_IMAGE}
 # Volumes take the owner of the folder that they are mounted on.
 RUN useradd --uid 10001 --create-home fedplat \
- && install -d -o fedplat -g fedplat /handover /run/secrets \
+ && install -d -o fedplat -g fedplat /handover /papers /run/secrets \
  && install -d -o fedplat -g fedplat -m 700 /var/lib/fedplat
 COPY --from=build /opt/fedplat /opt/fedplat
 ENV PATH=/opt/fedplat/bin:$PATH FEDPLAT_HOME=/var/lib/fedplat PYTHONUNBUFFERED=1

@@ -23,7 +23,7 @@ within() { # SECONDS COMMAND...
     local end=$((SECONDS + $1))
     until "${@:2}"; do
         [ $SECONDS -lt $end ] || return 1
-        sleep 0.3
+        sleep 0.5
     done
 }
 compose() { "${compose[@]}" --project-name "$project" --file docker/compose.yaml "$@"; }
@@ -96,8 +96,11 @@ say "silo image"
 
 size_mb() { echo $(($(docker image inspect --format '{{.Size}}' "$1:$FEDPLAT_TAG") / 1000000)); }
 run_id() { on server fedplat run list --json | python3 -c 'import json, sys; print(json.load(sys.stdin)[-1]["id"])'; }
-fact() { on server fedplat run show "$run" --json | python3 -c "import json, sys; r = json.load(sys.stdin); print($1)"; }
-holds() { [ "$(fact "$1" 2>/dev/null)" = True ]; }
+holds() { on server fedplat run show "$run" --json | python3 -c "import json, sys; r = json.load(sys.stdin); sys.exit(not ($1))"; }
+# What the container that follows the run has printed, which costs next to nothing: a line a round, anew after a restart.
+lines() { docker logs "$(container run)" 2>&1 | grep '^round '; }
+rounds() { lines | awk '$2 > most {most = $2} END {print most + 0}'; }
+past() { [ "$(rounds)" -ge "$1" ]; }
 ended() { [ "$(inspect "$1" '{{.State.Status}}')" = exited ]; }
 well_ended() { ended "$1" && [ "$(inspect "$1" '{{.State.ExitCode}}')" = 0 ]; }
 
@@ -107,27 +110,28 @@ FEDPLAT_PORT=$(free_port)
 export FEDPLAT_PORT
 compose up --no-build >"$work/up.log" 2>&1 &
 background+=($!)
-within 120 run_id >/dev/null 2>&1 || { tail -n 40 "$work/up.log"; false; }
+within 240 run_id >/dev/null 2>&1 || { tail -n 40 "$work/up.log"; false; }
 run=$(run_id)
 say "$("${compose[@]}" version --short): up, run $run"
-check "rounds are committed" within 60 holds 'r["rounds_committed"] >= 2'
+check "rounds are committed" within 120 past 2
 
 docker kill "$(container lakeview)" >/dev/null
-check "without lakeview, which was killed, a round goes on" within 30 holds '"lakeview" in r["rounds"][-1]["without"]'
+left_out() { lines | grep -q 'without lakeview'; }
+returned() { lines | tail -n 1 | grep -q ' 4 silos'; }
+check "without lakeview, which was killed, a round goes on" within 60 left_out
 docker start "$(container lakeview)" >/dev/null
-check "lakeview comes back into a round" within 40 holds '"lakeview" in r["rounds"][-1]["cohort"]'
+check "lakeview comes back into a round" within 90 returned
 
-before=$(fact 'r["rounds_committed"]')
+before=$(rounds)
 docker restart --time 5 "$(container server)" >/dev/null
-check "the server comes back and has its rounds" within 30 holds "r['rounds_committed'] >= $before"
-check "and the run goes on" within 40 holds "r['rounds_committed'] > $before"
+check "the server was restarted, and the run goes on" within 90 past $((before + 2))
 
-before=$(fact 'r["rounds_committed"]')
+before=$(rounds)
 docker stop --time 5 "$(container database)" >/dev/null
 sleep 4
 docker start "$(container database)" >/dev/null
-check "the database was away, and the run goes on" within 60 holds "r['rounds_committed'] > $before + 1"
-check "the run ends well, with all its rounds" within 90 well_ended run
+check "the database was away, and the run goes on" within 90 past $((before + 2))
+check "the run ends well, with all its rounds" within 180 well_ended run
 check "which compose has shown" grep -q "round *$FEDPLAT_ROUNDS .* accuracy" "$work/up.log"
 grep -E "round +$FEDPLAT_ROUNDS |epsilon|/8 " "$work/up.log" || true
 
@@ -140,10 +144,11 @@ check "the server's books say so" all_rounds
 check "every sum was masked, among hospitals that had confirmed each other" masked
 check "each hospital's ledger charged it, within its budget" charged
 
-verified() { on "$1" sh -c "fedplat report verify /papers/$2.json --fingerprint \"\$(cat /papers/$2.fingerprint)\""; }
-forged() { on "$1" sh -c "sed 's/$2/someone/' /papers/$2.json >/tmp/forged.json; ! fedplat report verify /tmp/forged.json"; }
+written() { on "$1" test -e "/papers/$run/$1.json"; }
+verified() { on "$1" sh -c "fedplat report verify /papers/$run/$2.json --fingerprint \"\$(cat /papers/$2.fingerprint)\""; }
+forged() { on "$1" sh -c "sed 's/$2/someone/' /papers/$run/$2.json >/tmp/forged.json; ! fedplat report verify /tmp/forged.json"; }
 for name in "${hospitals[@]}"; do
-    check "the report of $name is written" within 40 well_ended "report-$name"
+    check "the report of $name is written" within 60 written "$name"
 done
 check "its signature is verified by another hospital" verified st-anna riverside
 check "and a changed report is refused" forged st-anna riverside
