@@ -13,10 +13,14 @@ def answers(address: tuple[str, int]) -> bool:
         return sock.connect_ex(address) == 0
 
 
-if __name__ == "__main__":
-    host, first, last = sys.argv[1:]
+def report(host: str, first: int, last: int) -> str:
+    """The ports that answer, or that the host has no address."""
     try:
         address = socket.gethostbyname(host)
-        print(*(port for port in range(int(first), int(last) + 1) if answers((address, port))))
     except socket.gaierror:
-        print("unknown")
+        return "unknown"
+    return " ".join(str(port) for port in range(first, last + 1) if answers((address, port)))
+
+
+if __name__ == "__main__":
+    sys.stdout.write(report(sys.argv[1], int(sys.argv[2]), int(sys.argv[3])) + "\n")
