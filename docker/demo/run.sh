@@ -24,8 +24,8 @@ submitted=$(fedplat run submit $spec)
 echo "$submitted"
 run=$(echo "$submitted" | sed -n '1s/^run \([^ ]*\).*/\1/p')
 until fedplat run watch "$run"; do # it ends early when the server does
+    until fedplat silo list >/dev/null 2>&1; do sleep 1; done
     case $(state) in failed | stopped) exit 1 ;; esac
-    sleep 1
 done
 fedplat run show "$run"
 mkdir "/papers/$run"
