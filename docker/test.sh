@@ -35,6 +35,7 @@ inspect() { docker inspect --format "$2" "$(container "$1")"; }
 cleanup() {
     local status=$?
     set +e
+    [ "$status" = 0 ] || tail -n 20 "$work"/*.log
     if [ -n "${compose[*]-}" ]; then
         compose down --volumes --timeout 3 >"$work/down.log" 2>&1
         check "nothing is left of it" test -z "$(mine container --all; mine volume; mine network)"
@@ -52,7 +53,7 @@ cleanup() {
 
 build() { # FILE TAG
     docker build --quiet ${own:+--network host --build-arg PYTHON_IMAGE=fedplat-test-python} "${wheels[@]}" \
-        --tag "$2:$FEDPLAT_TAG" --file "docker/$1.Dockerfile" . >"$work/$1.log" 2>&1 || { tail -n 20 "$work/$1.log"; return 1; }
+        --tag "$2:$FEDPLAT_TAG" --file "docker/$1.Dockerfile" . >"$work/$1.log" 2>&1
 }
 
 prepare_offline() {
@@ -84,7 +85,7 @@ trap cleanup EXIT
 wheels=()
 if docker info >/dev/null 2>&1; then say "an engine answers"; else
     own=1
-    prepare_offline
+    prepare_offline 2>"$work/prepare.log"
 fi
 if docker compose version >/dev/null 2>&1; then compose=(docker compose); else compose=(docker-compose); fi
 build server fedplat-server
@@ -110,7 +111,7 @@ FEDPLAT_PORT=$(free_port)
 export FEDPLAT_PORT
 compose up --no-build >"$work/up.log" 2>&1 &
 background+=($!)
-within 240 run_id >/dev/null 2>&1 || { tail -n 40 "$work/up.log"; false; }
+within 240 run_id >/dev/null 2>&1
 run=$(run_id)
 say "$("${compose[@]}" version --short): up, run $run"
 check "rounds are committed" within 120 past 2
