@@ -4,7 +4,7 @@
 # Closed: no firewall rule, no forwarding, no default bridge; containers reach each other, and nothing outside.
 start_engine() { # in FOLDER, whose path is short
     local folder=$1
-    if ! command -v dockerd docker-compose >"$folder/found"; then
+    if ! command -v dockerd >/dev/null || ! command -v docker-compose >/dev/null; then
         export DEBIAN_FRONTEND=noninteractive
         { apt-get update -qq && apt-get install -yqq --no-install-recommends docker.io docker-compose; } >"$folder/apt.log" 2>&1 ||
             { tail "$folder/apt.log"; return 1; }
