@@ -99,7 +99,7 @@ size_mb() { echo $(($(docker image inspect --format '{{.Size}}' "$1:$FEDPLAT_TAG
 run_id() { on server fedplat run list --json | python3 -c 'import json, sys; print(json.load(sys.stdin)[-1]["id"])'; }
 holds() { python3 -c "import json, sys; r = json.load(sys.stdin); sys.exit(not ($1))" <"$work/run.json"; }
 # What the container that follows the run has printed, which costs next to nothing: a line a round, anew after a restart.
-lines() { docker logs "$(container run)" 2>&1 | grep '^round '; }
+lines() { docker logs "$(container run)" 2>&1 | grep -E '^round +[0-9]+ '; }
 rounds() { lines | awk '$2 > most {most = $2} END {print most + 0}'; }
 past() { [ "$(rounds)" -ge "$1" ]; }
 ended() { [ "$(inspect "$1" '{{.State.Status}}')" = exited ]; }
