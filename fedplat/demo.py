@@ -61,7 +61,7 @@ def _cast(stage: Stage) -> None:
     say("Four hospitals will train one model; no record leaves its hospital.")
     data = stage.folder / "data"
     data.mkdir()
-    command = [sys.executable, "-m", "fedplat_silo.demo_data", str(data), *HOSPITALS]
+    command = [sys.executable, "-m", "fedplat_silo.demo_data", str(data)]
     if subprocess.run(command, check=False).returncode:  # noqa: S603
         raise FedplatError(
             "the demo's data could not be written", hint="pip install 'fedplat[silo]' brings what it needs"

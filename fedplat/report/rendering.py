@@ -6,7 +6,7 @@ import hmac
 import json
 from collections.abc import Callable, Mapping
 
-from fedplat.errors import IdentityError
+from fedplat.errors import IdentityError, NotFoundError
 from fedplat.report import facts
 from fedplat.report.document import Document
 from fedplat.report.federation import facts as federation_facts
@@ -36,10 +36,14 @@ def indented(value: object) -> str:
     return json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
 
-def _pdf(file: AnyFile) -> bytes:
-    from fedplat.report.pdf import as_pdf  # takes a moment to load
-
-    return as_pdf(document_of(file))
+def as_pdf(document: Document) -> bytes:
+    """Pages. Raises NotFoundError where reportlab is not installed; a server's image has no room for it."""
+    try:
+        from fedplat.report import pdf  # takes a moment to load
+    except ModuleNotFoundError:
+        hint = "pip install 'fedplat[pdf]' brings it; --format html prints well, too."
+        raise NotFoundError("a PDF needs reportlab, which is not installed", hint=hint) from None
+    return pdf.as_pdf(document)
 
 
 _WRITERS: Mapping[str, Callable[[AnyFile], str]] = {
@@ -59,7 +63,7 @@ def render(file: AnyFile, form: str) -> str:
 
 def written(file: AnyFile, form: str) -> bytes:
     """The file's bytes; `form` is one of FORMATS."""
-    return _pdf(file) if form == "pdf" else render(file, form).encode()
+    return as_pdf(document_of(file)) if form == "pdf" else render(file, form).encode()
 
 
 def data_of(text: str) -> str:

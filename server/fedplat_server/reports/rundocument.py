@@ -11,7 +11,7 @@ from fedplat.errors import ConflictError
 from fedplat.report.document import Chapter, Document, Row, Table, pairs
 from fedplat.report.html import as_html
 from fedplat.report.markdown import as_markdown
-from fedplat.report.rendering import indented
+from fedplat.report.rendering import as_pdf, indented
 from fedplat.report.table import csv_text
 from fedplat_server.reports.curves import curves, numbers
 from fedplat_server.reports.timing import time_chapter
@@ -28,8 +28,6 @@ def run_report(view: View, form: str) -> bytes:
     if form == "csv":
         return _csv(view).encode()
     if form == "pdf":
-        from fedplat.report.pdf import as_pdf  # takes a moment to load
-
         return as_pdf(run_document(view))
     return (as_html if form == "html" else as_markdown)(run_document(view)).encode()
 

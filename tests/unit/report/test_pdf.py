@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import re
+import sys
 import zlib
 from base64 import a85decode
 
+import pytest
+
+import fedplat.report
+from fedplat.errors import NotFoundError
 from fedplat.report import ReportFile, written
 from fedplat.report.document import Chapter, Document, Table
 from fedplat.report.pdf import as_pdf
@@ -63,3 +68,15 @@ def test_a_long_table_goes_on_over_pages() -> None:
     pdf = as_pdf(Document("t", "d", (), (), (), (), (Chapter("c", tables=(Table(("Name", "What"), rows),)),)))
     assert words(pdf).count("Name") >= 4
     assert "row 199" in words(pdf)
+
+
+def test_where_reportlab_is_not_installed_the_error_says_what_to_do(
+    file: ReportFile, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delitem(sys.modules, "fedplat.report.pdf")
+    monkeypatch.delattr(fedplat.report, "pdf")
+    for name in [name for name in sys.modules if name.split(".")[0] == "reportlab"]:
+        monkeypatch.setitem(sys.modules, name, None)
+    with pytest.raises(NotFoundError, match="reportlab") as raised:
+        written(file, "pdf")
+    assert "pip install 'fedplat[pdf]'" in raised.value.hint
