@@ -133,8 +133,8 @@ def test_every_entry_point_is_there() -> None:
     """As pyproject.toml says them, whatever the installed package said when it was installed."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     groups = project["entry-points"]
-    assert set(groups) == {"fedplat.commands", "fedplat.reports", "fedplat.tasks"}
-    for name, value in {**groups["fedplat.commands"], **groups["fedplat.reports"]}.items():
+    assert set(groups) == {"fedplat.commands", "fedplat.doctor", "fedplat.reports", "fedplat.tasks"}
+    for name, value in [entry for group in groups.values() for entry in group.items()]:
         assert EntryPoint(name, value, "").load() is not None
     for parent in (name.rpartition(".")[0] for name in groups["fedplat.commands"] if "." in name):
         assert parent in groups["fedplat.commands"], "the group comes first"

@@ -283,7 +283,7 @@ def expected(world: World) -> tuple[str, set[str]]:
     return reference.live(), reference.files()
 
 
-@pytest.mark.parametrize("power_loss", [False, True])
+@pytest.mark.parametrize("power_loss", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_every_file_write_of_a_run(
     world: World, expected: tuple[str, set[str]], transport: str, monkeypatch: pytest.MonkeyPatch, power_loss: bool
 ) -> None:

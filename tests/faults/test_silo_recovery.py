@@ -218,7 +218,7 @@ def content(home: SiloHome) -> dict[str, bytes]:
     return {str(path.relative_to(home.path)): path.read_bytes() for path in files}
 
 
-@pytest.mark.parametrize("power_loss", [False, True], ids=["kill", "power loss"])
+@pytest.mark.parametrize("power_loss", [pytest.param(False, marks=pytest.mark.slow), True], ids=["kill", "power loss"])
 def test_death_at_every_write_of_a_run(
     tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch, power_loss: bool
 ) -> None:
@@ -233,6 +233,7 @@ def test_death_at_every_write_of_a_run(
         assert not list(script.home.spool.iterdir()), step
 
 
+@pytest.mark.slow
 def test_a_full_disk_at_every_write_of_a_run(tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     calm = make_script(tmp_path / "calm", data)
     disk = FullOnce(10_000)

@@ -76,8 +76,18 @@ def test_connections_cut_at_twenty_places_of_uploads_and_of_downloads_cost_littl
         assert staged(fed, run) == []
 
 
-@pytest.mark.parametrize("victim", ["server", "silo-a"])
-@pytest.mark.parametrize("direction", ["up", "down"])
+SLOW = pytest.mark.slow
+
+
+@pytest.mark.parametrize(
+    ("direction", "victim"),
+    [
+        ("up", "server"),
+        ("down", "silo-a"),
+        pytest.param("up", "silo-a", marks=SLOW),
+        pytest.param("down", "server", marks=SLOW),
+    ],
+)
 def test_a_kill_in_the_middle_of_a_transfer_costs_a_piece(victim: str, direction: str) -> None:
     with over() as (fed, line):
         run = submit(fed, rounds=2)

@@ -308,6 +308,7 @@ def test_nobody_answers(fed: Federation, tmp_path: Path) -> None:
 # -- the silo's home ----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_second_process_for_one_silo(fed: Federation) -> None:
     said = refused(fed, "client", "join", *at(fed, "s"))
     assert f"silos/s is in use by another process (pid {fed.processes['s'].pid})" in said

@@ -96,6 +96,7 @@ def test_the_others_go_on_at_once_without_a_paused_silo(fed: Federation) -> None
     fed.command("run", "stop", run)
 
 
+@pytest.mark.slow
 def test_too_few_updates_pause_a_run_that_can_go_on(fed: Federation) -> None:
     run = fed.submit(add_constant(seconds=0.5, rounds=6, silos=PAIR, minimum=2, timeout_s=2, wait_s=15))
     wait_until(fed.in_round(run, 2, *PAIR), 60, fed.all_logs)
@@ -136,6 +137,7 @@ def test_a_revoked_silo_is_not_waited_for(fed: Federation) -> None:
     assert part == [("failed", "revoked")]
 
 
+@pytest.mark.slow
 def test_a_run_below_its_minimum_by_a_revoked_silo_goes_on_when_it_is_let_in_again(fed: Federation) -> None:
     fed.join("d", policy=ALLOW)
     run = fed.submit(add_constant(seconds=1, rounds=4, silos=("a", "d"), minimum=2, timeout_s=600, wait_s=15))
@@ -203,6 +205,7 @@ def test_stop_and_pause_may_be_asked_again(fed: Federation) -> None:
     assert len(events(fed, run, "run.asked_to_be_paused")) == 1
 
 
+@pytest.mark.slow
 def test_a_killed_silo_leaves_nothing_in_the_temporary_folder(fed: Federation) -> None:
     temporary = Path(fed.env["TMPDIR"])
     run = fed.submit(add_constant(seconds=2, rounds=2, silos=PAIR))

@@ -120,6 +120,7 @@ def test_a_key_that_is_not_the_pinned_one_is_refused_by_name(fed: Federation) ->
     assert len(view["rounds"][0]["cohort"]) == 4
 
 
+@pytest.mark.slow
 def test_a_silo_that_lost_its_disk_in_a_run_comes_back_with_fresh_keys(fed: Federation) -> None:
     run = fed.submit(spec(rounds=15, seconds=1.0))
     wait_until(fed.in_round(run, 2, *SILOS), 60, fed.all_logs)

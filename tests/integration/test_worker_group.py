@@ -231,7 +231,7 @@ def test_same_round_same_bits_and_training_helps(make: Make) -> None:
     assert loss(group.evaluate(EvaluateOrder(3), final).evaluated) < loss(results[0].evaluated)
 
 
-@pytest.mark.parametrize(("num_workers", "steps"), [(1, 2000), (2, 500)])
+@pytest.mark.parametrize(("num_workers", "steps"), [pytest.param(1, 2000, marks=pytest.mark.slow), (2, 500)])
 def test_a_killed_worker_changes_no_bit(make: Make, num_workers: int, steps: int) -> None:
     spec = tabular(f"steps = {steps}\nbatch_size = 8", model='local = ["2.*"]')
     killer = Killer(rank=num_workers - 1)
@@ -248,7 +248,7 @@ def test_a_killed_worker_changes_no_bit(make: Make, num_workers: int, steps: int
     assert Phase.RESTARTING in killer.phases
 
 
-@pytest.mark.parametrize(("num_workers", "steps"), [(1, 2000), (2, 500)])
+@pytest.mark.parametrize(("num_workers", "steps"), [pytest.param(1, 2000, marks=pytest.mark.slow), (2, 500)])
 def test_a_killed_worker_goes_on_from_its_checkpoint(make: Make, tmp_path: Path, num_workers: int, steps: int) -> None:
     """Two kills: had the round begun anew after them, every report of a share would come again."""
     spec = tabular(
