@@ -9,7 +9,7 @@ begun=$(date +%s%N) passed=0 failed=0 own= background=()
 work=$(mktemp -d /tmp/fpdXXXX)
 project=fedplat-test-$$
 hospitals=(riverside st-anna northfield lakeview)
-export FEDPLAT_TAG=$project FEDPLAT_ROUNDS=30
+export FEDPLAT_TAG=$project FEDPLAT_ROUNDS=24
 
 say() { awk -v ns=$(($(date +%s%N) - begun)) -v text="$*" 'BEGIN {printf "%6.1f s  %s\n", ns / 1e9, text}'; }
 check() { # WHAT COMMAND...
@@ -149,7 +149,7 @@ check "each hospital's ledger charged it, within its budget" charged
 written() { on "$1" test -e "/papers/$run/$1.json"; }
 verified() { on "$1" sh -c "fedplat report verify /papers/$run/$2.json --fingerprint \"\$(cat /papers/$2.fingerprint)\""; }
 forged() { on "$1" sh -c "sed 's/$2/someone/' /papers/$run/$2.json >/tmp/forged.json; ! fedplat report verify /tmp/forged.json 2>/tmp/why && grep -i sign /tmp/why"; }
-known() { on "$1" fedplat report verify "/papers/$run/federation.json" --json | grep -q '"key_is_known": true'; }
+known() { on "$1" fedplat report verify "/papers/$run/federation.html" --json | grep -q '"key_is_known": true'; }
 for name in "${hospitals[@]}"; do
     check "the report of $name is written" within 60 written "$name"
 done

@@ -33,7 +33,7 @@ introduce() { # what its administrator and its privacy officer do by hand, once
 
 report() { # what the run $1 can tell about a patient of this hospital, from its own book
     while fedplat client budget show --json | grep -q '"is_open": true'; do sleep 1; done # its ledger closes a moment later
-    for format in html pdf json; do
+    for format in html json; do
         fedplat report privacy --run "$1" --output "/papers/$1/$name.$format"
     done
 }

@@ -31,6 +31,4 @@ done
 fedplat run show "$run"
 mkdir "/papers/$run"
 touch "/papers/$run/ended" # the hospitals write their own reports
-for format in html json; do
-    fedplat report privacy --run "$run" --output "/papers/$run/federation.$format"
-done
+fedplat report privacy --run "$run" --output "/papers/$run/federation.html"

@@ -116,6 +116,7 @@ def test_postgresql_is_away_for_5_s_in_the_middle_of_three_runs(postgres: Privat
     store.close()
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_when_postgresql_was_away_for_20_s(postgres: PrivatePostgres, postgres_url: str) -> None:
     with federation("--database", postgres_url) as fed:
         for silo in SILOS:

@@ -157,6 +157,7 @@ def test_a_run_below_its_minimum_by_a_revoked_silo_goes_on_when_it_is_let_in_aga
     assert cohorts(fed, run) == [["a", "d"]] * 4
 
 
+@pytest.mark.slow
 def test_runs_that_want_the_same_silos_at_the_same_moment_all_end(fed: Federation) -> None:
     for silo in PAIR:
         allow(fed, silo, ONE_AT_A_TIME)
