@@ -172,6 +172,7 @@ def test_a_silo_that_dies_is_missed_and_comes_back(fed: Federation) -> None:
     assert fed.weights(run)["weights.0"].tolist() == plus(np.zeros(1000, np.float32), len(done)).tolist()
 
 
+@pytest.mark.slow
 def test_runs_queue_and_a_stopped_one_makes_room(fed: Federation) -> None:
     for silo in SILOS:
         allow(fed, silo, ONE_AT_A_TIME)

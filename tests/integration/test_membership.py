@@ -111,6 +111,7 @@ def test_too_few_updates_pause_a_run_that_can_go_on(fed: Federation) -> None:
     check_weights(fed, run, 6)
 
 
+@pytest.mark.slow
 def test_a_silo_that_has_lost_its_memory_of_the_run_joins_again_in_the_same_round(fed: Federation) -> None:
     run = fed.submit(add_constant(seconds=1, rounds=4, silos=PAIR, minimum=2, timeout_s=300))
     wait_until(fed.in_round(run, 2, *PAIR), 60, fed.all_logs)

@@ -154,6 +154,7 @@ def test_a_run_that_paused_because_a_silo_refused_goes_on_when_that_is_mended(fe
     assert [r["cohort"] for r in view["rounds"]] == [list(three), list(three)]
 
 
+@pytest.mark.slow
 def test_a_killed_server_opens_the_sum_that_it_had_begun_to_open(fed: Federation) -> None:
     run = fed.submit(spec(rounds=4, seconds=0.3))
     for number in (1, 2, 3):

@@ -280,6 +280,7 @@ def test_an_update_lies_in_shared_memory_and_half_weights_are_widened(make: Make
         group.train(TrainOrder(3), half[:-1])
 
 
+@pytest.mark.slow
 def test_the_fourth_kill_ends_the_round(make: Make) -> None:
     killer = Killer(left=4)
     group = killer.group = make(add_constant(seconds=60), on_progress=killer)
