@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from importlib.metadata import version
 from typing import Literal
 
-from fedplat import __version__
 from fedplat.ledger import from_wire
 from fedplat.privacy import epsilon
-from fedplat.report import sums, wording
+from fedplat.report import promise, sums, wording
 from fedplat.report.assumptions import assumptions
 from fedplat.report.figures import checked, curve, epsilon_of, loss_of
 from fedplat.report.material import Material, RunFacts
@@ -17,16 +15,13 @@ from fedplat.report.model import (
     CheckedEpsilon,
     CurvePoint,
     Empirical,
-    Flavor,
     Governance,
-    Implementation,
     Kind,
     Lifetime,
     PrivacyLoss,
     PrivacyReport,
     Product,
     RunLine,
-    TrustModel,
 )
 from fedplat.spec.governance import GovernanceSection
 
@@ -34,7 +29,8 @@ from fedplat.spec.governance import GovernanceSection
 def make_report(material: Material) -> PrivacyReport:
     """Computes every figure from the events. Takes seconds. Raises PrivacyError for events without figures."""
     kind = _kind(material)
-    loss, lifetime, accounting = _loss(material), _lifetime(material), _accounting(material)
+    loss, lifetime = _loss(material), _lifetime(material)
+    accounting = _accounting(material, lifetime)
     return PrivacyReport(
         kind=kind,
         made_at=material.made_at,
@@ -45,16 +41,11 @@ def make_report(material: Material) -> PrivacyReport:
             *wording.failed(accounting.assumptions),
         ),
         product=_product(material),
-        dp_flavor=_flavor(material),
+        dp_flavor=promise.flavor(material.unit, wording.unprotected(material)),
         privacy_loss=loss,
-        model=_trust(material),
+        model=promise.trust_model("the silo", wording.actors(material)),
         accounting=accounting,
-        implementation=Implementation(
-            software="fedplat",
-            software_version=__version__,
-            mechanisms=wording.MECHANISMS,
-            randomness=wording.RANDOMNESS,
-        ),
+        implementation=promise.implementation(),
         empirical=Empirical(note=wording.NO_AUDIT),
         governance=_governance(material),
     )
@@ -97,12 +88,12 @@ def _lifetime(material: Material) -> Lifetime:
     )
 
 
-def _accounting(material: Material) -> Accounting:
-    lifetime, checks = _lifetime(material), _checks(material)
+def _accounting(material: Material, lifetime: Lifetime) -> Accounting:
+    checks = _checks(material)
     is_bounded = sums.committed(material).is_bounded
     return Accounting(
-        accountant="privacy loss distribution (dp-accounting), zero-out adjacency, both directions",
-        accountant_version=version("dp-accounting"),
+        accountant=promise.ACCOUNTANT,
+        accountant_version=promise.accountant_version(),
         composition=wording.COMPOSITION,
         assumptions=assumptions(material, checks, lifetime, is_bounded=is_bounded),
         cross_check=checks,
@@ -166,30 +157,9 @@ def _product(material: Material) -> Product:
     )
 
 
-def _flavor(material: Material) -> Flavor:
-    return Flavor(
-        name="Approximate differential privacy (epsilon, delta)",
-        input_metric=f"zero-out: the data of one {material.unit} are there, or are as if they were all zero",
-        bound_on_input_distance=1,
-        output_measure="(epsilon, delta), from the privacy loss distribution of all releases together",
-        data_domain="tables whose columns, scales and categories are declared in the run spec",
-        unprotected_quantities=wording.unprotected(material),
-    )
-
-
 def _governance(material: Material) -> Governance:
     run = material.the_run
     said = run.spec.governance if run is not None and run.spec is not None else GovernanceSection()
     return Governance(
         ledger=material.book, said=wording.governance(said), to_be_filled_in=wording.to_be_filled_in(said)
-    )
-
-
-def _trust(material: Material) -> TrustModel:
-    return TrustModel(
-        model_name="noise in the silo, before anything leaves it; nobody outside has to be trusted with this promise",
-        actors=wording.actors(material),
-        release_type="many: an update each round, all of which are charged",
-        data_source_type="static within a run",
-        access_type="non-interactive",
     )

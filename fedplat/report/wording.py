@@ -34,6 +34,7 @@ RANDOMNESS = "The operating system's, in the silo; the server knows no seed of s
 NO_AUDIT = "No attack was run against the models of this report; the figures are proofs, not measurements."
 
 ATTENTION = "Attention"
+TIMES = "times in 100"
 _UNITS = {
     "patient": "All records of one patient in this silo's training data, together.",
     "record": "One record in this silo's training data. A patient with several records is protected less.",
@@ -110,10 +111,14 @@ def _releases(kind: Kind) -> str:
 
 def _odds(material: Material, lead: str, loss: Loss, will: str) -> str:
     who = "whether a patient took part" if material.unit == "patient" else "whether a record was used"
-    text = f"{lead}omeone who tries to tell from the model {who} {will} right "
+    return odds(f"{lead}omeone who tries to tell from the model {who} {will} right", loss)
+
+
+def odds(who: str, loss: Loss) -> str:
+    """How often somebody is right, beside a coin; `who`: the sentence up to that."""
     if loss.epsilon is None:
-        return f"{text}up to 100 times in 100: there is no bound, where a coin toss is right 50 times."
-    return f"{text}at most {loss.right_in_100} times in 100, where a coin toss is right 50 times."
+        return f"{who} up to 100 {TIMES}: there is no bound, where a coin toss is right 50 times."
+    return f"{who} at most {loss.right_in_100} {TIMES}, where a coin toss is right 50 times."
 
 
 def _figures(kind: Kind, loss: PrivacyLoss, lifetime: Lifetime) -> Iterator[str]:

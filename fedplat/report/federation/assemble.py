@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from functools import lru_cache
-from importlib.metadata import version
 
-from fedplat import __version__
 from fedplat.ledger import Unit, to_wire
+from fedplat.report import promise
 from fedplat.report import wording as common
 from fedplat.report.federation import wording
 from fedplat.report.federation.assumptions import assumptions
@@ -22,7 +21,7 @@ from fedplat.report.federation.model import (
     SiloLine,
 )
 from fedplat.report.figures import checked, epsilon_of, loss_of, right_in_100, worst_of
-from fedplat.report.model import CheckedEpsilon, Empirical, Flavor, Implementation, Loss, Product, TrustModel
+from fedplat.report.model import CheckedEpsilon, Empirical, Loss, Product
 from fedplat.report.sums import Sum
 from fedplat.spec.governance import GovernanceSection
 
@@ -41,23 +40,18 @@ def make_federation_report(material: FederationMaterial) -> FederationReport:
         subject=material.subject,
         summary=(*wording.summary(material, loss), *common.failed(found)),
         product=_product(material),
-        dp_flavor=_flavor(material, loss.privacy_unit),
+        dp_flavor=promise.flavor(loss.privacy_unit, wording.unprotected(material, loss.privacy_unit)),
         privacy_loss=loss,
-        model=_trust(material),
+        model=promise.trust_model("each silo", wording.actors(material)),
         run=material.run,
         accounting=FederationAccounting(
-            accountant="privacy loss distribution (dp-accounting), zero-out adjacency, both directions",
-            accountant_version=version("dp-accounting"),
+            accountant=promise.ACCOUNTANT,
+            accountant_version=promise.accountant_version(),
             composition=wording.COMPOSITION,
             assumptions=found,
             cross_check=checks,
         ),
-        implementation=Implementation(
-            software="fedplat",
-            software_version=__version__,
-            mechanisms=common.MECHANISMS,
-            randomness=common.RANDOMNESS,
-        ),
+        implementation=promise.implementation(),
         empirical=Empirical(note=common.NO_AUDIT),
         governance=_governance(material),
     )
@@ -141,27 +135,6 @@ def _product(material: FederationMaterial) -> Product:
         intended_use=purpose or "to be filled in: see governance",
         description=f"Federated training: {material.subject}, as {len(names)} silos have signed it.",
         spec_hash=run.spec_hash if run is not None else None,
-    )
-
-
-def _flavor(material: FederationMaterial, unit: Unit) -> Flavor:
-    return Flavor(
-        name="Approximate differential privacy (epsilon, delta)",
-        input_metric=f"zero-out: the data of one {unit} are there, or are as if they were all zero",
-        bound_on_input_distance=1,
-        output_measure="(epsilon, delta), from the privacy loss distribution of all releases together",
-        data_domain="tables whose columns, scales and categories are declared in the run spec",
-        unprotected_quantities=wording.unprotected(material, unit),
-    )
-
-
-def _trust(material: FederationMaterial) -> TrustModel:
-    return TrustModel(
-        model_name="noise in each silo, before anything leaves it; nobody outside has to be trusted with this promise",
-        actors=wording.actors(material),
-        release_type="many: an update each round, all of which are charged",
-        data_source_type="static within a run",
-        access_type="non-interactive",
     )
 
 

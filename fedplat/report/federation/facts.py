@@ -4,34 +4,31 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from fedplat.ledger import Events
+from fedplat.report import chapters
+from fedplat.report.chapters import told
 from fedplat.report.document import Chapter, Document, Row, Table, pairs
 from fedplat.report.drawing import Figure
-from fedplat.report.facts import checks, loss_table, signature_lines
 from fedplat.report.federation.material import FederatedRun
 from fedplat.report.federation.model import FederationFile, FederationReport, SiloLine
 from fedplat.report.pictures import trade_off
 from fedplat.report.plots import bar, bar_plot
-from fedplat.report.wording import ATTENTION, say
+from fedplat.report.wording import say
 
 _MOST_BARS = 64
+_DECLARED = "the server cannot see it; whoever signs relies on silos, software or people for it"
 
 
 def document(file: FederationFile, data: str) -> Document:
     """The whole report; `data`: the file as canonical JSON."""
     report = file.report
     signed = "signed by the server's key" if file.signature else "not signed"
-    headlines = tuple(line for line in report.summary if " is right " in line)
-    alarms = tuple(line for line in report.summary if line.startswith(ATTENTION))
-    return Document(
+    return chapters.front(
+        report.summary,
         title=f"Privacy report of the federation: {report.subject}",
         description=f"{report.product.description} Server {report.server}."
         f" Made at {report.made_at:%Y-%m-%d %H:%M} UTC, {signed}.",
-        headlines=headlines,
-        lines=tuple(line for line in report.summary if line not in headlines and line not in alarms),
-        alarms=alarms,
-        figures=tuple(_figures(report)),
-        chapters=tuple(_chapters(file)),
+        figures=_figures(report),
+        chapters=_chapters(file),
         data=data,
     )
 
@@ -61,24 +58,15 @@ def _chapters(file: FederationFile) -> Iterator[Chapter]:
     loss = report.privacy_loss
     yield Chapter("What is not protected", items=report.dp_flavor.unprotected_quantities)
     yield _silos(report)
-    yield Chapter(
-        "What can be told about one patient" if loss.privacy_unit == "patient" else "What can be told about one record",
-        text=f"{loss.rule} All figures are upper bounds, rounded up, for the best test there is.",
-        tables=(loss_table(loss.alone, loss.lifetime),),
-    )
+    yield chapters.figures(loss.privacy_unit, loss.rule, loss.alone, loss.lifetime)
     if report.run is not None:
         yield _run(report.run)
         yield _masking(report.run)
-    rows = tuple((one.status.value, one.statement, one.detail) for one in report.accounting.assumptions)
-    yield Chapter(
-        "What the figures rest on",
-        text="declared: the server cannot see it; whoever signs relies on silos, software or people for it.",
-        tables=(Table(("", "Assumption", ""), rows),),
-    )
-    yield checks(
+    yield chapters.assumptions(report.accounting.assumptions, _DECLARED)
+    yield chapters.checks(
         report.accounting.cross_check, "The silos check theirs by PRV as well. Where they differ nobody signs."
     )
-    yield _promise(report)
+    yield chapters.promise(report.dp_flavor, report.model, report.implementation, report.accounting)
     yield Chapter("Who sees what", tables=(pairs((actor.name, actor.sees) for actor in report.model.actors),))
     yield Chapter("Tested by attack", text=report.empirical.note)
     yield _evidence(report)
@@ -135,27 +123,11 @@ def _masking(run: FederatedRun) -> Chapter:
     return Chapter("Secure aggregation", text=text, tables=(pairs(rows),))
 
 
-def _promise(report: FederationReport) -> Chapter:
-    flavor, made = report.dp_flavor, report.implementation
-    facts = [
-        ("Promise", flavor.name),
-        ("Neighbours", flavor.input_metric),
-        ("Measure", flavor.output_measure),
-        ("Data", flavor.data_domain),
-        ("Trust", report.model.model_name),
-        ("Mechanism", made.mechanisms),
-        ("Randomness", made.randomness),
-        ("Accountant", f"{report.accounting.accountant}, {report.accounting.accountant_version}"),
-        ("Software", f"{made.software} {made.software_version}"),
-    ]
-    return Chapter("The promise in technical words", tables=(pairs(facts),))
-
-
 def _evidence(report: FederationReport) -> Chapter:
     rows: list[Row] = []
     for line in report.privacy_loss.silos:
         at = f"{line.signed_at:%Y-%m-%d %H:%M}" if line.signed_at else "never"
-        rows.append((line.silo, at, line.fingerprint or "", _told(line.lifetime.events) or "nothing"))
+        rows.append((line.silo, at, line.fingerprint or "", told(line.lifetime.events) or "nothing"))
     return Chapter(
         "What the silos have signed",
         text="The last statement of each: when (UTC), by which key, and all that was ever charged. The JSON has the"
@@ -164,16 +136,10 @@ def _evidence(report: FederationReport) -> Chapter:
     )
 
 
-def _told(events: Events) -> str:
-    return "; ".join(
-        f"{e.num_steps} steps, rate {e.sampling_rate:.6g}, noise multiplier {e.noise_multiplier:g}" for e in events
-    )
-
-
 def _governance(file: FederationFile) -> Chapter:
     report = file.report
     facts = [("Report made at", f"{report.made_at:%Y-%m-%d %H:%M} UTC"), ("Server", report.server)]
-    facts += signature_lines(file.signature, file.unsigned_because)
+    facts += chapters.signature_lines(file.signature, file.unsigned_because)
     blank = [(line, "") for line in report.governance.to_be_filled_in]
     return Chapter(
         "Signature, and what people add",

@@ -83,10 +83,7 @@ def actors(material: FederationMaterial) -> tuple[Actor, ...]:
 
 def _odds(lead: str, loss: Loss, unit: Unit) -> str:
     who = "whether a patient of any of these silos took part" if unit == "patient" else "whether a record was used"
-    text = f"{lead}omeone who tries to tell from the model {who} is right "
-    if loss.epsilon is None:
-        return f"{text}up to 100 times in 100: there is no bound, where a coin toss is right 50 times."
-    return f"{text}at most {loss.right_in_100} times in 100, where a coin toss is right 50 times."
+    return common.odds(f"{lead}omeone who tries to tell from the model {who} is right", loss)
 
 
 def _unprotected(material: FederationMaterial, unit: Unit) -> Iterator[str]:

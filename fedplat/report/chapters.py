@@ -1,0 +1,135 @@
+"""The parts that the reports of a silo and of the federation have in common, as they are read."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from fedplat.ledger import Events, Unit
+from fedplat.privacy.values import round_up
+from fedplat.report.document import Chapter, Document, Table, pairs
+from fedplat.report.drawing import Figure
+from fedplat.report.federation.model import FederationAccounting
+from fedplat.report.model import (
+    Accounting,
+    Assumption,
+    CheckedEpsilon,
+    Flavor,
+    Implementation,
+    Loss,
+    ReportSignature,
+    TrustModel,
+)
+from fedplat.report.wording import ATTENTION, TIMES, say
+
+_RATES = (0.001, 0.01, 0.05, 0.1)
+
+
+def front(
+    summary: Sequence[str],
+    *,
+    title: str,
+    description: str,
+    figures: Iterable[Figure],
+    chapters: Iterable[Chapter],
+    data: str,
+) -> Document:
+    """The document whose page one says the odds first, then the rest of the summary, then what does not hold."""
+    headlines = tuple(line for line in summary if TIMES in line)
+    alarms = tuple(line for line in summary if line.startswith(ATTENTION))
+    return Document(
+        title=title,
+        description=description,
+        headlines=headlines,
+        lines=tuple(line for line in summary if line not in headlines and line not in alarms),
+        alarms=alarms,
+        figures=tuple(figures),
+        chapters=tuple(chapters),
+        data=data,
+    )
+
+
+def figures(unit: Unit, whom: str, alone: Loss | None, lifetime: Loss) -> Chapter:
+    """All figures, of the run and of all together; `whom`: whom they protect, in a sentence."""
+    named = [("This run alone", _loss(alone))] if alone is not None else []
+    named.append(("All together", _loss(lifetime)))
+    head = ("", *(name for name, _ in named))
+    rows = tuple((label, *(cells[label] for _, cells in named)) for label in named[0][1])
+    return Chapter(
+        f"What can be told about one {unit}",
+        text=f"{whom} All figures are upper bounds, rounded up, for the best test there is.",
+        tables=(Table(head, rows),),
+    )
+
+
+def _loss(loss: Loss) -> dict[str, str]:
+    rates = {point.fpr: point.tpr for point in loss.trade_off}
+    told = {
+        f"Found, where {rate:.1%} of the others are falsely accused": f"at most {round_up(rates[rate], 3):.1%}"
+        for rate in _RATES
+    }
+    return {
+        "Right in 100 times": "no bound" if loss.epsilon is None else f"at most {loss.right_in_100}",
+        "Membership advantage": say(loss.membership_advantage),
+        f"Epsilon at delta {loss.delta:g}": say(loss.epsilon),
+        "Gaussian mu that is no better": say(loss.gdp_mu),
+    } | told
+
+
+def assumptions(found: Sequence[Assumption], declared: str) -> Chapter:
+    """What the figures rest on; `declared`: what that word means here."""
+    rows = tuple((one.status.value, one.statement, one.detail) for one in found)
+    return Chapter(
+        "What the figures rest on", text=f"declared: {declared}.", tables=(Table(("", "Assumption", ""), rows),)
+    )
+
+
+def checks(found: Sequence[CheckedEpsilon], more: str) -> Chapter:
+    """What other accountants say; `more`: what becomes of that."""
+    names = {"alone": "This run alone", "lifetime": "All together"}
+    rows = tuple(
+        (
+            names[check.what],
+            say(check.pld),
+            say(check.rdp),
+            "not checked here" if check.prv_lower is None else f"{check.prv_lower:.3f} to {check.prv_upper:.3f}",
+            "; ".join(check.failures) or "they agree",
+        )
+        for check in found
+    )
+    return Chapter(
+        "The same epsilon by other accountants",
+        text=f"The report's epsilon (PLD) must be at most RDP's. {more}",
+        tables=(Table(("", "PLD", "RDP", "PRV", ""), rows),),
+    )
+
+
+def promise(
+    flavor: Flavor, trust: TrustModel, made: Implementation, accounting: Accounting | FederationAccounting
+) -> Chapter:
+    """For whoever knows the field's terms."""
+    facts = [
+        ("Promise", flavor.name),
+        ("Neighbours", flavor.input_metric),
+        ("Measure", flavor.output_measure),
+        ("Data", flavor.data_domain),
+        ("Trust", trust.model_name),
+        ("Mechanism", made.mechanisms),
+        ("Randomness", made.randomness),
+        ("Accountant", f"{accounting.accountant}, {accounting.accountant_version}"),
+        ("Software", f"{made.software} {made.software_version}"),
+    ]
+    return Chapter("The promise in technical words", tables=(pairs(facts),))
+
+
+def told(events: Events) -> str:
+    """Events in words."""
+    return "; ".join(
+        f"{e.num_steps} steps, rate {e.sampling_rate:.6g}, noise multiplier {e.noise_multiplier:g}" for e in events
+    )
+
+
+def signature_lines(signature: ReportSignature | None, unsigned_because: str) -> list[tuple[str, str]]:
+    """Who signed, or why nobody did."""
+    if signature is None:
+        return [("Signature", f"none. {unsigned_because}")]
+    return [("Signed by the key", signature.fingerprint), ("Signature", signature.signature)]
