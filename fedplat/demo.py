@@ -223,10 +223,9 @@ def _report(stage: Stage, run: str, folder: Path) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     path = folder.absolute() / "federation.html"
     say()
-    if stage.show("report", "privacy", "--run", run, "--output", str(path)) or stage.show(
-        "report", "verify", str(path)
-    ):
-        raise FedplatError(f"there is no report on run {run}", hint=f"the logs are in {stage.folder} (use --keep)")
+    for words in (("privacy", "--run", run, "--output", str(path)), ("verify", str(path))):
+        if stage.show("report", *words):
+            raise FedplatError(f"there is no report on run {run}", hint=f"the logs are in {stage.folder} (use --keep)")
     return path
 
 

@@ -94,12 +94,13 @@ class Account:
             plan = plan_run(self._spec, num_units)
         except PrivacyError as error:
             raise Refused(Reason.of(Code.PRIVACY), error.message) from error
-        for event in plan:
-            assert self._spec.privacy.delta is not None
-            figure = epsilon(plan, delta=self._spec.privacy.delta)
-            refusal = policy.check_plan(epsilon=figure, noise_multiplier=event.noise_multiplier)
+        if plan:
+            delta, noise = self._spec.privacy.delta, plan[0].noise_multiplier
+            assert delta is not None
+            figure = epsilon(plan, delta=delta)
+            refusal = policy.check_plan(epsilon=figure, noise_multiplier=noise)
             if refusal is not None:
-                raise Refused(refusal, f"the run comes to epsilon {figure:.3f}, noise {event.noise_multiplier:g}")
+                raise Refused(refusal, f"the run comes to epsilon {figure:.3f}, noise {noise:g}")
         return self._accounts.keeper().reserve(self._run, self._spec, plan)
 
     def look(self, told: LedgerHead | None) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import httpx
 
@@ -24,6 +25,12 @@ class AdminClient:
     def get(self, path: str, **query: str) -> object:
         """The JSON at `path`."""
         return self._send("GET", path, params=query).json()
+
+    def view(self, path: str) -> dict[str, Any]:
+        """The JSON object at `path`."""
+        found = self.get(path)
+        assert isinstance(found, dict)
+        return found
 
     def post(self, path: str, body: object = None) -> object:
         """The JSON answer to a JSON body."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 from fedplat.errors import ConflictError, FedplatError
 from fedplat.spec import RunSpec
@@ -16,7 +15,7 @@ def export_run(admin: AdminClient, run_id: str, folder: Path | None, number: int
 
     ConflictError if the folder has files of such names already.
     """
-    view: dict[str, Any] = dict(admin.get(f"/runs/{run_id}"))  # type: ignore[call-overload]
+    view = admin.view(f"/runs/{run_id}")
     target = folder or Path(view["id"])
     files = {name: target / name for name in ("model.safetensors", "spec.json", "preprocessing.json", "metrics.json")}
     for path in files.values():

@@ -23,5 +23,5 @@ def run(run_id: str, home: str | None, form: str | None, output: Path | None) ->
     from fedplat_server.reports.rundocument import run_report
 
     with connect(home) as admin:
-        view = dict(admin.get(f"/runs/{run_id}"))  # type: ignore[call-overload]
+        view = admin.view(f"/runs/{run_id}")
     put(run_report(view, chosen), output)

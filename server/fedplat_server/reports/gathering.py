@@ -20,8 +20,8 @@ def gather(
     admin: AdminClient, *, run: str | None = None, silo: str | None = None, dataset: str | None = None
 ) -> FederationMaterial:
     """Of one run, one silo, one dataset, or all there is. Raises NotFoundError if nothing is known of that."""
-    view: View | None = dict(admin.get(f"/runs/{run}")) if run is not None else None  # type: ignore[call-overload]
-    known: View = dict(admin.get("/ledgers"))  # type: ignore[call-overload]
+    view = admin.view(f"/runs/{run}") if run is not None else None
+    known = admin.view("/ledgers")
     if silo is not None and silo not in known["silos"]:
         raise NotFoundError(f"there is no silo {silo}", hint=f"There are: {', '.join(known['silos']) or 'none'}.")
     silos = tuple(_of_run(known, view) if view is not None else _of_all(known, dataset))
