@@ -27,6 +27,7 @@ class Code(StrEnum):
 
     POLICY = "policy"
     SPEC_MISMATCH = "spec_mismatch"
+    NOT_NAMED = "not_named"
     BUSY = "busy"
     PAUSED = "paused"
     STOPPED = "stopped"
@@ -76,6 +77,10 @@ _TEXT: dict[Code, tuple[str, str]] = {
         "the silo's administrator decides, in policy.toml",
     ),
     Code.SPEC_MISMATCH: ("it knows this run with another spec", "submit the changed spec as a new run"),
+    Code.NOT_NAMED: (
+        "the spec names the silos that take part, and it is not among them",
+        "submit a spec whose [silos] names has it as a new run",
+    ),
     Code.BUSY: ("it is busy with another run", "it joins when that run ends"),
     Code.PAUSED: ("its administrator has paused it", "fedplat client pause --off at the silo"),
     Code.STOPPED: ("its administrator has stopped it", "fedplat client join at the silo"),

@@ -15,7 +15,8 @@ from fedplat.secagg.errors import Refusal, RefusedError
 from fedplat.secagg.figures import Figures, FiguresFormat, part_of
 from fedplat.secagg.keys import KEY_BYTES, expand
 from fedplat.secagg.messages import TrainPart
-from fedplat.spec import RunSpec, Weighting
+from fedplat.spec import RunSpec
+from fedplat.spec.weighting import largest_weight, weight_of
 from fedplat.wire.messages import EvaluateRequest, Masking, StepRequest, TrainRequest
 from fedplat.wire.terms import Shape, format_of, step_terms
 from fedplat_silo.masked import masked, quantised, vector_digest, words_of
@@ -41,8 +42,8 @@ class MaskedSteps:
     def join(self, ready: Ready, parent: str | None) -> None:
         """Begins with fresh keys, or goes on with those of before. `parent`: the run that this one continues.
         RefusedError if this silo has more records than the run allows."""
-        most = self._spec.secure_aggregation.max_examples
-        if most is not None and weight_of(self._spec, ready) > most:
+        most = largest_weight(self._spec)
+        if most is not None and self._weight(ready) > most:
             raise RefusedError(Refusal.WEIGHT_TOO_LARGE)
         remember_shape(self._home, self._run, _shape_of(ready))
         self._known_masker = Masker(self._home, self._run, self._spec, parent)
@@ -75,7 +76,7 @@ class MaskedSteps:
         shape, masking = self._shape(), self._asked(request)
         vector = format_of(request, self._spec, shape)
         rounding_key = self._rounding_key(request.round)
-        weight = 1 if update is None else part_of(vector.limit, weight_of(self._spec, ready), masking.max_weight)
+        weight = 1 if update is None else part_of(vector.limit, self._weight(ready), masking.max_weight)
         return quantised(
             np.empty(0, dtype=np.float32) if update is None else update,
             weight,
@@ -100,11 +101,13 @@ class MaskedSteps:
         for a server that may choose one learns from refusals how many records there are."""
         if request.masking is None:
             raise RefusedError(Refusal.NOT_MASKED)
-        uniform = self._spec.strategy.weighting is Weighting.UNIFORM
-        agreed = 1.0 if uniform else self._spec.secure_aggregation.max_examples
+        agreed = largest_weight(self._spec)
         if agreed is not None and request.masking.max_weight != agreed:
             raise RefusedError(Refusal.STEP_CHANGED)
         return request.masking
+
+    def _weight(self, ready: Ready) -> float:
+        return weight_of(self._spec, self._home.name, ready.num_train)
 
     def _rounding_key(self, round_number: int) -> bytes:
         """Under differential privacy nobody can ever compute it again: the whole numbers are in the spool."""
@@ -117,11 +120,6 @@ class MaskedSteps:
         if self._known_shape is None:
             self._known_shape = load_shape(self._home, self._run) or _shape_of(self._ready())
         return self._known_shape
-
-
-def weight_of(spec: RunSpec, ready: Ready) -> float:
-    """What this silo's update counts beside the others'."""
-    return ready.num_train if spec.strategy.weighting is Weighting.EXAMPLES else 1.0
 
 
 def _shape_of(ready: Ready) -> Shape:

@@ -19,6 +19,7 @@ from fedplat.metrics import MetricSums
 from fedplat.reasons import Code, Reason
 from fedplat.secagg.figures import Figures
 from fedplat.spec import RunSpec
+from fedplat.spec.weighting import weight_of
 from fedplat.wire.buffers import INLINE_BYTES
 from fedplat.wire.codec import Parcel
 from fedplat.wire.http import Phase, Progress
@@ -43,7 +44,7 @@ from fedplat.wire.messages import (
 )
 from fedplat_silo.accounts import Account
 from fedplat_silo.data.errors import Refused
-from fedplat_silo.masked_steps import MaskedSteps, weight_of
+from fedplat_silo.masked_steps import MaskedSteps
 from fedplat_silo.masker import Masker
 from fedplat_silo.policy import Policy
 from fedplat_silo.records import forget_checkpoint
@@ -247,7 +248,7 @@ class Participation:
             blocks = self._masked.quantised(request, ready, spool_order, result.update, figures)
             return self._spool.put(spool_order, reply, blocks, result.released)
         seen = {
-            "weight": weight_of(self.spec, ready),
+            "weight": weight_of(self.spec, self._site.home.name, ready.num_train),
             "num_examples": self._count(ready),
             "evaluated": evaluated,
             "trained": trained,

@@ -48,6 +48,8 @@ class Runs:
         """Takes part, or raises Refused with the reason: the spec, the policy, other runs, then the data."""
         spec = _parse(request)
         self._check_known(request.run, request.spec_hash)
+        if spec.silos.names and self._site.home.name not in spec.silos.names:
+            raise Refused(Reason.of(Code.NOT_NAMED), f"run {request.run} is for {', '.join(spec.silos.names)}")
         self.check_paused()
         policy = load_policy(self._site.home.policy)
         refusal = policy.check(spec, request.num_silos)

@@ -14,9 +14,9 @@ from fedplat.spec.model import (
     StrategySection,
     TaskSection,
     TrainingSection,
-    Weighting,
 )
 from fedplat.spec.tabular import Categorical, Numeric, TabularOptions, Target
+from fedplat.spec.weighting import Weighting
 
 __all__ = [
     "Categorical",

@@ -12,11 +12,13 @@ from fedplat.spec.base import DIGEST_OR_EMPTY, NAME, SILO_NAME, Section
 from fedplat.spec.governance import GovernanceSection
 from fedplat.spec.privacy import PrivacySection, check_private
 from fedplat.spec.secure import MAX_SILOS, SecureAggregationSection
+from fedplat.spec.weighting import Weighting, check_weights
 
 Name = Annotated[str, StringConstraints(pattern=NAME)]
 SiloName = Annotated[str, StringConstraints(pattern=SILO_NAME)]
 Pattern = Annotated[str, StringConstraints(min_length=1, max_length=200)]
 Positive = Annotated[float, Field(gt=0)]
+Weight = Annotated[float, Field(gt=0, lt=2**53)]
 Timeout = Annotated[float, Field(gt=0, le=1e8)]
 NonNegative = Annotated[float, Field(ge=0)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
@@ -31,13 +33,6 @@ class StrategyName(StrEnum):
     FEDADAM = "fedadam"
     FEDYOGI = "fedyogi"
     FEDADAGRAD = "fedadagrad"
-
-
-class Weighting(StrEnum):
-    """How much a silo counts in the mean."""
-
-    EXAMPLES = "examples"
-    UNIFORM = "uniform"
 
 
 class Optimizer(StrEnum):
@@ -179,10 +174,12 @@ class SilosSection(Section):
 
 
 class StrategySection(Section):
-    """The server's step. Fields that a strategy does not have are refused, not ignored."""
+    """The server's step. Fields that a strategy does not have are refused, not ignored. `weights`: of each named silo,
+    where `weighting` is declared; only how they compare counts."""
 
     name: StrategyName = StrategyName.FEDAVG
     weighting: Weighting = Weighting.EXAMPLES
+    weights: dict[SiloName, Weight] = Field(default_factory=dict, max_length=1000)
     proximal_mu: NonNegative | None = None
     learning_rate: Positive | None = None
     momentum: Fraction | None = None
@@ -283,6 +280,11 @@ class RunSpec(Section):
                 f"secure aggregation among {len(self.silos.names)} silos does not work: it takes at least "
                 f"[secure_aggregation] min_cohort ({secure.min_cohort}) of them, and at most {MAX_SILOS}"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _weighed(self) -> Self:
+        check_weights(self)
         return self
 
     @model_validator(mode="after")

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Self
 from pydantic import BeforeValidator, Field, model_validator
 
 from fedplat.spec.base import Section
+from fedplat.spec.weighting import Weighting
 
 if TYPE_CHECKING:
     from fedplat.spec.model import RunSpec
@@ -119,8 +120,8 @@ def _problems(spec: RunSpec) -> Iterator[str]:
         yield "[training] gradient_clip has no place, for [privacy] clip_norm clips each gradient"
     if training.local_checkpoint_steps is not None:
         yield "[training] local_checkpoint_steps has no place, for a step that is repeated is a step that is spent"
-    if spec.strategy.weighting != "uniform":
-        yield "[strategy] weighting must be 'uniform', for weights must not depend on the data"
+    if spec.strategy.weighting is Weighting.EXAMPLES:
+        yield "[strategy] weighting must be 'uniform' or 'declared', for weights must not depend on the data"
     if spec.task.name == "tabular" and options.get("scaling") == "local":
         yield "[task.options] scaling must be 'declared', for one record moves the mean that scales all others"
     if spec.task.name == "tabular" and spec.privacy.unit is PrivacyUnit.PATIENT and not options.get("patient"):

@@ -67,7 +67,8 @@ late_join = false  # true: silos that connect later take part from then on
 
 [strategy]
 name = "fedavg"  # fedavg, fedprox, fedavgm, fedadam, fedyogi or fedadagrad
-weighting = "examples"  # a silo counts by its examples; "uniform": all the same
+weighting = "examples"  # a silo counts by its examples; "uniform": all the same; "declared": by weights
+# weights = {{ hospital-a = 2.0, hospital-b = 1.0 }}  # "declared": one for each of [silos] names
 # proximal_mu = 0.01  # fedprox: how strongly local training is held to the global model
 # learning_rate = 0.1  # fedavgm, fedadam, fedyogi, fedadagrad: the server's step
 # momentum = 0.9  # fedavgm
@@ -99,8 +100,9 @@ min_cohort = 3  # no sum over fewer silos is opened; 2 hides from the server onl
 # max_examples = 10000  # no silo may have more training records; without it silos state how many they have
 
 # Differential privacy bounds what anyone can learn from the run about one patient: the smaller epsilon, the less. To
-# turn it on: mode "record", weighting "uniform" in [strategy], and the keys metrics, delta and epsilon without their
-# leading "# ". A silo with a budget (fedplat client budget set) takes part in no other runs, and stops at its limit.
+# turn it on: mode "record", weighting "uniform" or "declared" in [strategy], and the keys metrics, delta and epsilon
+# without their leading "# ". A silo with a budget (fedplat client budget set) takes part in no other runs, and stops at
+# its limit.
 [privacy]
 mode = "none"  # "record": DP-SGD inside every silo, whose noise not even the server can take off
 # metrics = "unprotected"  # figures leave as they are, outside the guarantee; "none": none leave

@@ -15,8 +15,9 @@ from fedplat.secagg.messages import Roster, SignedKey
 from fedplat.secagg.roster import RunBinding, check_key, fingerprints, make_roster, roster_hash
 from fedplat.secagg.server import ServerStep
 from fedplat.secagg.thresholds import colluders_tolerated, threshold
-from fedplat.spec import RunSpec, Weighting
+from fedplat.spec import RunSpec
 from fedplat.spec.secure import MAX_SILOS
+from fedplat.spec.weighting import largest_weight
 from fedplat.wire.messages import AgreeReply, KeysReply, KeysRequest, Masking, StepRequest, TrainRequest, UnmaskReply
 from fedplat.wire.terms import Shape, step_terms
 from fedplat_server.exchange import Inquiry
@@ -176,10 +177,8 @@ class SecureRun:
 
     def _weights(self, names: Iterable[str]) -> dict[str, float]:
         """What each silo may count at most, as far as it is known."""
-        if self.spec.strategy.weighting is Weighting.UNIFORM:
-            return dict.fromkeys(names, 1.0)
-        if self.spec.secure_aggregation.max_examples is not None:
-            return dict.fromkeys(names, float(self.spec.secure_aggregation.max_examples))
+        if (largest := largest_weight(self.spec)) is not None:
+            return dict.fromkeys(names, largest)
         counts = {s.silo_name: s.num_examples for s in self.store.runs.silos(self.binding.run)}
         return {silo: float(count) for silo in names if (count := counts.get(silo))}
 

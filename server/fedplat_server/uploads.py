@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from fedplat.reasons import LATER, PASSING, Code, Reason
 from fedplat.secagg.errors import Refusal
 from fedplat.secagg.messages import TrainPart
+from fedplat.spec.weighting import agreed_weight
 from fedplat.wire.messages import TrainReply
 from fedplat_server.context import RoundLost, RoundTask, RunContext
 from fedplat_server.exchange import Given
@@ -110,6 +111,9 @@ class Uploads:
         if (body.round, body.step) != (task.number, task.step):
             return False
         if (body.masked is None) is not (self.context.secure is None):
+            return False
+        agreed = agreed_weight(self.context.spec, given.silo)
+        if body.masked is None and agreed is not None and body.weight != agreed:
             return False
         if body.buffer is None:
             return len(given.parcel.buffer) == self.context.upload_bytes

@@ -111,7 +111,7 @@ HIDDEN = RECORD.replace("unprotected", "none") + "epsilon = 2"
 @pytest.mark.parametrize(
     ("parts", "words"),
     [
-        ({"strategy": ""}, "weighting must be 'uniform'"),
+        ({"strategy": ""}, "weighting must be 'uniform' or 'declared'"),
         ({"training": "steps = 5\ngradient_clip = 1.0"}, "gradient_clip has no place"),
         ({"training": "steps = 5\nlocal_checkpoint_steps = 2"}, "local_checkpoint_steps has no place"),
         ({"options": 'scaling = "local"'}, "scaling must be 'declared'"),

@@ -67,6 +67,10 @@ def test_commented_keys_are_keys() -> None:
     clip = text.replace("# gradient_clip", "gradient_clip").replace("# fingerprint", "fingerprint")
     assert parse_spec(clip).training.gradient_clip == 1.0
     assert options_of(text.replace("# patient =", "patient =")).patient == "patient_id"
+    named = text.replace("names = []", 'names = ["hospital-a", "hospital-b"]')
+    pair = named.replace("min_cohort = 3", "min_cohort = 2").replace("minimum = 3", "minimum = 2")
+    declared = pair.replace('"examples"', '"declared"').replace("# weights =", "weights =")
+    assert parse_spec(declared).strategy.weights == {"hospital-a": 2.0, "hospital-b": 1.0}
 
 
 def test_demo_template_fits_the_demo_data() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ import pytest
 from fedplat.errors import StoreUnavailableError
 from fedplat.metrics import MetricSums
 from fedplat.reasons import Code, Reason
+from fedplat.spec import Weighting
 from fedplat.wire.codec import Parcel
 from fedplat.wire.messages import TrainReply, TrainRequest
 from fedplat_server.checkpoints import Checkpoints
@@ -138,6 +139,16 @@ def test_what_no_waiting_mends_fails_the_run(tmp_path: Path, code: Code) -> None
     work = Round(tmp_path)
     with pytest.raises(RunFailed, match="silo-b: "):
         work.run(Script({"silo-a": [LOSS], "silo-b": [code]}))
+    work.store.close()
+
+
+def test_a_silo_that_counts_itself_for_more_than_the_spec_says_fails(tmp_path: Path) -> None:
+    work = Round(tmp_path, minimum=1, patience_s=10)
+    weights = {"weighting": Weighting.DECLARED, "weights": {"silo-a": 1.0, "silo-b": 0.25}}
+    strategy = work.context.spec.strategy.model_copy(update=weights)
+    work.context = replace(work.context, spec=work.context.spec.model_copy(update={"strategy": strategy}))
+    assert work.run(Script({"silo-a": [LOSS], "silo-b": [LOSS]})).cohort == ("silo-a",)
+    assert work.parts()["silo-b"] == (SiloRoundState.FAILED, "message_invalid")
     work.store.close()
 
 

@@ -156,6 +156,18 @@ def test_counts_and_metrics_leave_only_as_far_as_the_policy_lets_them(silo: Silo
     assert silo.ask(asked, EvaluateReply, WEIGHTS).body.evaluated is None
 
 
+def test_a_declared_weight_is_what_this_silo_counts(silo: Silo) -> None:
+    names = (silo.home.name, "other")
+    strategy = {"weighting": "declared", "weights": {silo.home.name: 0.25, "other": 3}}
+    spec = make_spec(silos={"names": names}, strategy=strategy)
+    assert silo.join(spec).failed is None
+    assert silo.train(spec).body.weight == 0.25
+
+
+def test_a_run_that_names_others_is_not_joined(silo: Silo) -> None:
+    assert failed(silo.join(make_spec(silos={"names": ["some", "others"]}))) is Code.NOT_NAMED
+
+
 @pytest.mark.parametrize(("rule", "shown"), [('"sums"', False), ('"per-silo"', True)])
 def test_whether_the_server_may_show_this_silos_figures(silo: Silo, rule: str, shown: bool) -> None:
     edit_policy(silo, share_metrics=rule)
