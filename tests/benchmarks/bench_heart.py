@@ -5,7 +5,7 @@
 Published setting (FLamby): per-hospital standardisation, 15 rounds of 100 batches of 4; `declared` is the same with
 declared centres and scales and learning rate 0.01; `-bf16`: weights and updates travel in half the bytes, `-masked`:
 with secure aggregation. `dp_E` (with --dp) is `declared` with record-level differential privacy: epsilon E at delta
-1e-3 in each silo, clip 1, Poisson samples of 4 patients on average, uniform weights, learning rate 0.005. A figure is
+1e-3 in each silo, clip 1, Poisson samples of 4 patients on average, weights declared by records. A figure is
 the mean over the hospitals of each one's accuracy on its own test patients; its mean and standard deviation are over
 run seeds from 42. `pooled` is measured the same way; `pooled_records` is its accuracy over all test records,
 `<hospital>-alone` that of a hospital on its own patients.
