@@ -80,7 +80,7 @@ def _progress(*, is_shown: bool) -> Iterator[Callable[[float], None]]:
     if not (is_shown and sys.stderr.isatty()):
         yield lambda share: None
         return
-    with click.progressbar(length=100, label="auditing", file=sys.stderr) as bar:
+    with click.progressbar(length=100, label="auditing", show_eta=False, file=sys.stderr) as bar:
         yield lambda share: bar.update(int(100 * share) - bar.pos)
 
 

@@ -46,7 +46,7 @@ def make_report(material: Material) -> PrivacyReport:
         model=promise.trust_model("the silo", wording.actors(material)),
         accounting=accounting,
         implementation=promise.implementation(),
-        empirical=audits.empirical(material.audits),
+        empirical=audits.empirical(material),
         governance=_governance(material),
     )
 

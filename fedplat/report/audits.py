@@ -8,7 +8,7 @@ from pydantic import AwareDatetime
 
 from fedplat.privacy.values import round_up
 from fedplat.report.document import Row, Table
-from fedplat.report.material import AuditFacts
+from fedplat.report.material import AuditFacts, Material
 from fedplat.report.model import Empirical
 from fedplat.report.wording import ATTENTION, say
 
@@ -16,15 +16,19 @@ _NONE = (
     "No attack was run against this silo's training; the figures are proofs, not measurements. To run one, offline:"
     " fedplat client audit --spec study.toml"
 )
-_HEAD = ("Audit", "", "Epsilon promised", "Epsilon found", "What was tried", "Would notice")
+_OTHER = " The plan of this report itself was not audited: the audits were of other plans on the same patients."
+_HEAD = ("Audit", "Result", "Epsilon promised", "Epsilon found", "What was tried", "Would notice")
 
 
-def empirical(audits: Sequence[AuditFacts]) -> Empirical:
+def empirical(material: Material) -> Empirical:
     """The newest first; passed if the newest of each plan has."""
+    audits, run = material.audits, material.the_run
     if not audits:
         return Empirical(note=_NONE)
     ordered = tuple(sorted(audits, key=_age, reverse=True))
-    return Empirical(audit="failed" if _failures(audits) else "passed", note=_note(ordered), audits=ordered)
+    is_other = run is not None and run.spec_hash not in {audit.spec_hash for audit in audits}
+    note = _note(ordered) + _OTHER * is_other
+    return Empirical(audit="failed" if _failures(audits) else "passed", note=note, audits=ordered)
 
 
 def alarms(audits: Sequence[AuditFacts]) -> tuple[str, ...]:
@@ -57,10 +61,10 @@ def _note(audits: Sequence[AuditFacts]) -> str:
     result = "no more than" if newest.passed else "MORE than"
     return (
         f"On {newest.made_at:%Y-%m-%d} this silo attacked its own training by {newest.num_canaries} {newest.unit}s who"
-        f" do not exist, and found {result} the promise allows. Of {len(audits)} audits {num_failed} failed, where"
-        f" software as good as its promise fails one in {one_in(newest.confidence)} at most. Figures found are lower"
-        " bounds: the attack tests the software, and that it finds nothing proves nothing; the other figures of this"
-        f" report are proofs. Method: {newest.method}."
+        f" do not exist, and found {result} the promise allows. Audits so far: {len(audits)}, of which {num_failed}"
+        f" failed; software as good as its promise fails one in {one_in(newest.confidence)} at most. What is found are"
+        " lower bounds: the attack tests the software, and that it finds nothing proves nothing; the other figures of"
+        f" this report are proofs. Method: {newest.method}."
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import stat
+from datetime import datetime, timedelta, tzinfo
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from click.testing import CliRunner, Result
 from fedplat.cli import load_commands
 from fedplat.errors import FedplatError
 from fedplat.report import AuditFacts
+from fedplat_silo.audit import auditing
 from fedplat_silo.audit.records import kept
 from fedplat_silo.datasets import remember_datasets
 from fedplat_silo.trainer.dp import training
@@ -35,6 +37,17 @@ def write_data(path: Path, num: int = 80, shift: int = 0) -> Path:
     rows = (f"{i},{30 + (i + shift) % 40},{'fm'[i % 2]},{['no', 'yes'][(i + shift) % 2]}\n" for i in range(num))
     path.write_text("pid,age,sex,ill\n" + "".join(rows))
     return path
+
+
+class Later(datetime):
+    @classmethod
+    def now(cls, tz: tzinfo | None = None) -> datetime:
+        return datetime.now(tz) + timedelta(hours=1)
+
+
+def change(path: Path, old: str, new: str) -> None:
+    assert old in path.read_text()
+    path.write_text(path.read_text().replace(old, new))
 
 
 @pytest.fixture
@@ -80,8 +93,12 @@ def test_it_passes_spends_nothing_and_is_in_the_report(silo: Scene, monkeypatch:
     assert (stat.S_IMODE(path.stat().st_mode), stat.S_IMODE(path.parent.stat().st_mode)) == (0o600, 0o700)
     assert silo.files() == book
     said = report(silo)
-    assert "Of 1 audits 0 failed" in said
+    assert "Audits so far: 1, of which 0 failed" in said
     assert "Attention: the audit" not in said
+    plan = ("--plan", str(silo.folder / "study.toml"), "--units", "80")
+    assert "itself was not audited" not in call(silo, "report", "privacy", *plan).stdout
+    change(silo.folder / "study.toml", "count = 4", "count = 5")
+    assert "itself was not audited" in call(silo, "report", "privacy", *plan).stdout
 
 
 def test_a_failure_ends_with_status_1_and_is_on_page_one_until_the_plan_passes(
@@ -103,6 +120,11 @@ def test_a_failure_ends_with_status_1_and_is_on_page_one_until_the_plan_passes(
     file = json.loads(call(silo, "report", "privacy", "--format", "json").stdout)
     assert file["report"]["empirical"]["audit"] == "failed"
     assert len(file["report"]["empirical"]["audits"]) == 2
+    monkeypatch.setattr(auditing, "datetime", Later)
+    assert audit(silo).exit_code == 0
+    page = report(silo)
+    assert "Attention: the audit" not in page
+    assert "Audits so far: 3, of which 2 failed" in page
 
 
 def test_what_it_finds_is_nothing_about_the_records(silo: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
