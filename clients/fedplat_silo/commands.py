@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from fedplat_silo.commands_audit import audit
 from fedplat_silo.commands_budget import COMMANDS as BUDGET_COMMANDS
 from fedplat_silo.commands_peers import peers
 from fedplat_silo.options import as_json as _as_json
@@ -26,7 +27,7 @@ def client() -> None:
     """The silo: take part in a federation with the data of this site."""
 
 
-for command in (peers, *BUDGET_COMMANDS):
+for command in (audit, peers, *BUDGET_COMMANDS):
     client.add_command(command)
 
 

@@ -17,6 +17,7 @@ from fedplat.report.material import spec_facts
 from fedplat.report.sums import tightest
 from fedplat.spec.privacy import privacy_unit
 from fedplat_silo.approvals import find
+from fedplat_silo.audit.records import kept
 from fedplat_silo.ledger import BookBehind, find_book, verify_book
 from fedplat_silo.ledger.entries import Entry, ExclusionUsed, Spent
 from fedplat_silo.ledger.overview import DELTA
@@ -118,6 +119,7 @@ def _material(
     pages = list(state.runs_of(population)) if population else []
     runs = (*(_run(home, page) for page in pages), *((plan,) if plan else ()))
     datasets = state.datasets_of(population) if population else []
+    names = {one.name for one in datasets} | {run.dataset for run in runs}
     limits = tuple(Limit(epsilon=b.epsilon, delta=b.delta, unit=b.unit) for b in state.budgets(population or ""))
     budget = tightest(limits)
     asked = next((page.reserved.delta for page in pages if subject in (page.reserved.run, None)), delta)
@@ -132,6 +134,7 @@ def _material(
         runs=runs,
         releases=tuple(_releases(reading, pages)) if reading else (),
         lost=to_wire(events_of(state.lost(population))) if population else (),
+        audits=tuple(audit for audit in kept(home) if audit.dataset in names),
         subject=subject,
         num_units=num_units,
     )

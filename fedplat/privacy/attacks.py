@@ -57,11 +57,11 @@ def gdp_mu(events: Iterable[SampledGaussian]) -> float:
         return math.inf
     epsilons, bounds = (column[::_FINER] for column in _profile(composed))
     low, high = 0.0, 1.0
-    while np.any(_gaussian_deltas(epsilons, high) < bounds):
+    while np.any(gaussian_deltas(epsilons, high) < bounds):
         low, high = high, 2 * high
     while high - low > _MU_PRECISION:
         middle = (low + high) / 2
-        low, high = (middle, high) if np.any(_gaussian_deltas(epsilons, middle) < bounds) else (low, middle)
+        low, high = (middle, high) if np.any(gaussian_deltas(epsilons, middle) < bounds) else (low, middle)
     return round_up(high)
 
 
@@ -81,7 +81,7 @@ def _end(events: tuple[SampledGaussian, ...]) -> float:
     return epsilon(events, delta=max(_NEGLIGIBLE_DELTA, smallest_delta(events)))
 
 
-def _gaussian_deltas(epsilons: Vector, mu: float) -> Vector:
+def gaussian_deltas(epsilons: Vector, mu: float) -> Vector:
     """Delta of the mu-Gaussian mechanism (Balle, Wang 2018, theorem 8)."""
     from scipy.special import log_ndtr, ndtr
 

@@ -7,13 +7,24 @@
 from __future__ import annotations
 
 from fedplat.report.assemble import make_report
-from fedplat.report.material import BookFacts, DatasetFacts, Limit, Material, Release, RunFacts, RunState, SpecFacts
+from fedplat.report.material import (
+    AuditFacts,
+    BookFacts,
+    DatasetFacts,
+    Limit,
+    Material,
+    Release,
+    RunFacts,
+    RunState,
+    SpecFacts,
+)
 from fedplat.report.model import PrivacyReport, ReportFile
 from fedplat.report.rendering import FORMATS, data_of, render, written
 from fedplat.report.signing import Verdict, sign_report, unsigned_report, verify_report
 
 __all__ = [
     "FORMATS",
+    "AuditFacts",
     "BookFacts",
     "DatasetFacts",
     "Limit",

@@ -6,7 +6,7 @@ from typing import Literal
 
 from fedplat.ledger import from_wire
 from fedplat.privacy import epsilon
-from fedplat.report import promise, sums, wording
+from fedplat.report import audits, promise, sums, wording
 from fedplat.report.assumptions import assumptions
 from fedplat.report.figures import checked, curve, epsilon_of, loss_of
 from fedplat.report.material import Material, RunFacts
@@ -14,7 +14,6 @@ from fedplat.report.model import (
     Accounting,
     CheckedEpsilon,
     CurvePoint,
-    Empirical,
     Governance,
     Kind,
     Lifetime,
@@ -39,6 +38,7 @@ def make_report(material: Material) -> PrivacyReport:
         summary=(
             *wording.summary(material, kind, loss, lifetime),
             *wording.failed(accounting.assumptions),
+            *audits.alarms(material.audits),
         ),
         product=_product(material),
         dp_flavor=promise.flavor(material.unit, wording.unprotected(material)),
@@ -46,7 +46,7 @@ def make_report(material: Material) -> PrivacyReport:
         model=promise.trust_model("the silo", wording.actors(material)),
         accounting=accounting,
         implementation=promise.implementation(),
-        empirical=Empirical(note=wording.NO_AUDIT),
+        empirical=audits.empirical(material),
         governance=_governance(material),
     )
 

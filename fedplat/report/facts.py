@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from fedplat.report import chapters
+from fedplat.report import audits, chapters
 from fedplat.report.chapters import told
 from fedplat.report.document import Chapter, Document, Row, Table, pairs
 from fedplat.report.model import Kind, PrivacyReport, ReportFile
@@ -47,7 +47,7 @@ def _chapters(file: ReportFile) -> Iterator[Chapter]:
     )
     yield chapters.promise(report.dp_flavor, report.model, report.implementation, report.accounting)
     yield Chapter("Who sees what", tables=(pairs((actor.name, actor.sees) for actor in report.model.actors),))
-    yield Chapter("Tested by attack", text=report.empirical.note)
+    yield Chapter("Tested by attack", text=report.empirical.note, tables=audits.tables(report.empirical.audits))
     yield _events(report)
     yield _governance(file)
 

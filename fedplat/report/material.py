@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import Annotated
+from typing import Annotated, Self
 
-from pydantic import AwareDatetime, Field
+from pydantic import AwareDatetime, Field, model_validator
 
 from fedplat.ledger import Attempt, Delta, Digest, Epsilon, Events, Name, Round, SiloName, Unit
-from fedplat.report.base import Count, Part
+from fedplat.report.base import Count, Part, Share
 from fedplat.spec.governance import GovernanceSection
 from fedplat.spec.model import RunSpec
 from fedplat.spec.privacy import expected_batch_size
@@ -90,10 +90,55 @@ class BookFacts(Part):
     problem: str = ""
 
 
+class AuditFacts(Part):
+    """One attack, by units who do not exist, on `num_steps` of the `num_planned_steps` of a plan.
+
+    `claimed_epsilon`: what so many steps may cost at most, at `delta`. `one_run_epsilon`, `gaussian_epsilon`: what they
+    cost at least, as the attack found; with `confidence` neither is above the truth. `noticed_noise_factor`: noise that
+    much too small would have been noticed nine times in ten; None if any would have been missed. `passed`: it found no
+    more than is claimed.
+    """
+
+    made_at: AwareDatetime
+    dataset: Name
+    spec_hash: Digest
+    software_version: str
+    code_sha256: Digest
+    torch_version: str
+    engine: str
+    method: str
+    unit: Unit
+    sampling_rate: float
+    noise_multiplier: float
+    num_steps: Count
+    num_planned_steps: Count
+    num_canaries: Count
+    num_included: Count
+    delta: Delta
+    confidence: Share
+    claimed_epsilon: Epsilon
+    one_run_epsilon: Epsilon
+    gaussian_epsilon: Epsilon
+    noticed_noise_factor: float | None
+    passed: bool
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.passed != (self.found_epsilon <= self.claimed_epsilon):
+            raise ValueError("passed does not follow from the figures")
+        return self
+
+    @property
+    def found_epsilon(self) -> float:
+        """The larger lower bound."""
+        return max(self.one_run_epsilon, self.gaussian_epsilon)
+
+
 class Material(Part):
     """One population. `subject`: the run that the report is about; None for the patients' whole life.
 
-    `lost`: what was charged in place of entries that an old copy of the book lacked. `num_units`: the patients or
+    `lost`: what was charged in place of entries that an old copy of the book lacked. `audits`: attacks by the silo on
+    its own training, on these datasets. `num_units`: the patients or
     records that a planned run samples from, as it was declared.
     """
 
@@ -107,6 +152,7 @@ class Material(Part):
     runs: tuple[RunFacts, ...]
     releases: tuple[Release, ...]
     lost: Events = ()
+    audits: tuple[AuditFacts, ...] = ()
     subject: RunName | None = None
     num_units: Count | None = None
 

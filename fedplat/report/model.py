@@ -9,7 +9,7 @@ from pydantic import AwareDatetime, Field
 
 from fedplat.ledger import Delta, Digest, Epsilon, Events, Name, Signature, SiloName, Unit
 from fedplat.report.base import Count, Part, Share
-from fedplat.report.material import BookFacts, DatasetFacts, Limit, Release, RunName, RunState, SpecFacts
+from fedplat.report.material import AuditFacts, BookFacts, DatasetFacts, Limit, Release, RunName, RunState, SpecFacts
 
 
 class Kind(StrEnum):
@@ -190,10 +190,11 @@ class Implementation(Part):
 
 
 class Empirical(Part):
-    """What was measured by attacking it; nothing is, so far."""
+    """What was found by attacking it: at a silo, its own training. `audit`: by the newest audit of each plan."""
 
-    audit: Literal["none"] = "none"
+    audit: Literal["none", "passed", "failed"] = "none"
     note: str
+    audits: tuple[AuditFacts, ...] = ()
 
 
 class Governance(Part):

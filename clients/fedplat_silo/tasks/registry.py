@@ -38,6 +38,11 @@ def identity(name: str) -> TaskIdentity:
     return TaskIdentity(version, _hash_package(name, point.module.partition(".")[0]))
 
 
+def own_code() -> str:
+    """SHA-256 over fedplat's Python files at a silo: the trainer and the built-in tasks."""
+    return _hash_package("fedplat", "fedplat_silo")
+
+
 def load(name: str) -> type[Task[Any]]:
     """The task's class; imports torch. Refused with TASK_MISSING if it is not installed."""
     task: type[Task[Any]] = _find(name).load()

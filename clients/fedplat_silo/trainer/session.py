@@ -29,7 +29,7 @@ from fedplat_silo.tasks import registry
 from fedplat_silo.tasks.base import Task
 from fedplat_silo.trainer.checkpoint import Checkpoints, Key
 from fedplat_silo.trainer.ddp import Place, copy_from_first, wrap
-from fedplat_silo.trainer.dp.preparing import prepare
+from fedplat_silo.trainer.dp.preparing import Preparation, prepare
 from fedplat_silo.trainer.local import LocalStore
 from fedplat_silo.trainer.loop import LocalRound, empty_sums, evaluate
 from fedplat_silo.trainer.messages import Command, Done, Prepared
@@ -123,6 +123,11 @@ class Session:
         self._restore(received, before=command.round + 1)
         begin = time.perf_counter()
         return Done(evaluated=self._evaluate(), evaluating_s=time.perf_counter() - begin)
+
+    @property
+    def preparation(self) -> Preparation | None:
+        """What every round of a private run has in common."""
+        return self._private
 
     @property
     def _local(self) -> dict[str, Tensor]:
