@@ -79,7 +79,7 @@ def units(draw: st.DrawFn) -> tuple[Tensor, Tensor, float]:
     return outputs, targets, draw(st.sampled_from([0.1, 3.0, 50.0]))
 
 
-@settings(max_examples=40)
+@settings(max_examples=25)
 @given(units())
 def test_each_units_contribution_is_bounded(unit: tuple[Tensor, Tensor, float]) -> None:
     assert_bounded(*unit)
@@ -175,9 +175,11 @@ def test_other_sums_of_a_task_do_not_leave() -> None:
     assert set(binary.counts) == {"examples", "confusion"}
 
 
-def test_nobody_to_test_on() -> None:
-    some = data(torch.zeros(3, 2)).train
-    assert make(Datasets(some, TensorExamples(torch.zeros(0, 2), torch.zeros(0)))).measure(lambda share: None) is None
+@pytest.mark.parametrize("unit", ["record", "patient"])
+def test_nobody_to_test_on(unit: str) -> None:
+    some, nobody = data(torch.zeros(3, 2)).train, torch.zeros(0, dtype=torch.int64)
+    found = Datasets(some, TensorExamples(torch.zeros(0, 2), nobody, patients=nobody))
+    assert make(found, unit).measure(lambda share: None) is None
 
 
 def test_test_records_that_do_not_say_whose_they_are() -> None:

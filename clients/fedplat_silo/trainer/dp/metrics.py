@@ -57,9 +57,9 @@ class NoisedMetrics:
     @torch.no_grad()
     def measure(self, report: Callable[[float], None]) -> MetricSums | None:
         """The noised sums, at rank 0; None at the other ranks, and where there is nobody to test on."""
-        num_units = len(self._units)
-        if not num_units:
+        if not len(self._examples):
             return None
+        num_units = len(self._units)
         self._module.eval()
         mine = np.array_split(np.arange(num_units), self._place.num_ranks)[self._place.rank]
         total, num_done = np.zeros(vector_length(self.nothing)), 0
