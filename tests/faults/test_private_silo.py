@@ -85,6 +85,8 @@ class Life:
             reply = silo.train(self.spec, number, step=step, weights=self.weights)
             if reply.body.failed:
                 raise NotDone(str(reply.body.failed))
+            assert reply.body.trained is not None
+            assert reply.body.trained.num_examples == 0, "figures of training steps stay here"
             self.sent.add(reply.buffer)
             self._left(reply.body.evaluated)
         elif number == 3:
@@ -195,3 +197,17 @@ def test_figures_that_the_policy_keeps_here_cost_nothing(
     closing = EvaluateRequest(run="r-1", spec_hash=life.spec.hash, round=1)
     assert silo.ask(closing, EvaluateReply, life.weights).body.evaluated is None
     assert (life.charged(), life.evaluations()) == (STEPS, 0)
+
+
+def test_steps_that_sample_everybody_are_told_from_evaluations_of_the_same_noise(
+    tmp_path: Path,
+    data: Path,  # noqa: F811
+) -> None:
+    life = begin(tmp_path, data)
+    life.spec = parse_spec(SPEC.replace("batch_size = 8", "batch_size = 64").replace("20.0", "1.0"))
+    silo = RealSilo(life.home)
+    life.ask(silo, 0, 0)
+    assert silo.train(life.spec, 1, weights=life.weights).body.failed is None
+    page = find_book(life.home).look().runs["r-1"]
+    assert page.planned == {(1.0, 1.0): 2 * STEPS + 3}
+    assert page.spent == {(1.0, 1.0): STEPS + 1}
