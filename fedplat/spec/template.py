@@ -103,8 +103,8 @@ min_cohort = 3  # no sum over fewer silos is opened; 2 hides from the server onl
 # leading "# ". A silo with a budget (fedplat client budget set) takes part in no other runs, and stops at its limit.
 [privacy]
 mode = "none"  # "record": DP-SGD inside every silo, whose noise not even the server can take off
-# metrics = "unprotected"  # figures leave as they are, outside the guarantee; "none": none leave; "noised": see below
-# metrics_noise_multiplier = 10.0  # "noised": the noise of each evaluation's sums, of which one patient adds at most 1
+# metrics = "unprotected"  # figures leave as they are, outside the guarantee; "none": none; "noised": inside of it
+# metrics_noise_multiplier = 10.0  # "noised": of an evaluation's sums, to which one patient (or record) adds at most 1
 metrics_loss_clip = 3.0  # "noised": no record's loss counts more than this
 # delta = 1e-5  # well below 1 / number of patients
 # epsilon = 8.0  # of the whole run, noised metrics included: each silo calibrates its noise, more for fewer patients
