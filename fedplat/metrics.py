@@ -19,9 +19,10 @@ from fedplat.errors import WireError
 
 NUM_SCORE_BINS = 1024
 MAX_CLASSES_WITH_CONFUSION = 1000
+RATES = frozenset({"accuracy", "precision", "recall", "f1"})
 REGRESSION = frozenset({"absolute_error", "squared_error", "target", "target_squared"})
 Name = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_]{0,62}$")]
-Count = Annotated[int, Field(ge=0, lt=2**53)]
+Count = Annotated[int, Field(gt=-(2**53), lt=2**53)]
 Total = Annotated[float, Field(ge=-1e150, le=1e150)]  # so that sums over silos, and their squares, stay finite
 
 
@@ -32,17 +33,24 @@ class MetricSums(BaseModel):
     and, for two classes, `positive_scores` and `negative_scores` (histograms of the positive class's score over
     [0, 1]). Regression: totals `absolute_error`, `squared_error`, `target`, `target_squared`. Both: counts
     `examples` and totals `loss`. What is negative, not finite or contradicts itself is refused.
+
+    `noised`: all but `examples` has noise of differential privacy in it, so a count of answers may be negative, and
+    more than there are examples. Only sums that stay as they are have no bias; so they are left like that.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     counts: dict[Name, list[Count]] = Field(default_factory=dict, max_length=32)
     totals: dict[Name, Total] = Field(default_factory=dict, max_length=32)
+    noised: bool = False
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         if len(self.counts.get("examples", [])) != 1:
             raise ValueError("metric sums need a count of examples")
+        exact = [self.counts["examples"]] if self.noised else self.counts.values()
+        if any(min(counts, default=0) < 0 for counts in exact):
+            raise ValueError("a count is negative")
         confusion = self.counts.get("confusion")
         if confusion is not None:
             square = len(confusion) >= 4 and math.isqrt(len(confusion)) ** 2 == len(confusion)
@@ -50,7 +58,8 @@ class MetricSums(BaseModel):
                 raise ValueError("the confusion matrix does not fit the examples")
         if self.counts.keys() & {"positive_scores", "negative_scores"}:
             self._check_scores(confusion)
-        if "correct" in self.counts and not _at_most(self.counts["correct"], self.num_examples):
+        correct = self.counts.get("correct")
+        if correct is not None and not (len(correct) == 1 and (self.noised or correct[0] <= self.num_examples)):
             raise ValueError("more correct answers than examples")
         if self.totals.keys() & REGRESSION:
             squares = REGRESSION - {"target"}
@@ -118,8 +127,9 @@ class MetricSums(BaseModel):
 
     @property
     def shape(self) -> tuple[object, ...]:
-        """What must be equal for two sums to be added: the names and lengths of counts, the names of totals."""
-        return (*sorted((k, len(v)) for k, v in self.counts.items()), *sorted(self.totals))
+        """What must be equal for two sums to be added: the names and lengths of counts, the names of totals, and
+        whether they are noised."""
+        return (*sorted((k, len(v)) for k, v in self.counts.items()), *sorted(self.totals), self.noised)
 
 
 def add_sums(parts: Iterable[MetricSums]) -> MetricSums:
@@ -137,7 +147,8 @@ def summarise(sums: MetricSums) -> dict[str, float]:
     """Loss and what the sums allow: accuracy, precision, recall, f1, auroc and auroc_bound; or mae, rmse, r2.
 
     For more than two classes precision, recall and F1 are macro averages over the classes that occur (in the target
-    or in the prediction). What is undefined (no records, one class) is left out.
+    or in the prediction). What is undefined (no records, one class) is left out. Rates of noised sums are cut off at 0
+    and 1, which brings each of them nearer to the truth.
     """
     n = sums.num_examples
     if not n:
@@ -151,6 +162,8 @@ def summarise(sums: MetricSums) -> dict[str, float]:
         figures["accuracy"] = sums.counts["correct"][0] / n
     elif "squared_error" in sums.totals:
         figures |= _regression(sums)
+    if sums.noised:
+        figures |= {name: min(1.0, max(0.0, figures[name])) for name in RATES & figures.keys()}
     return figures
 
 
@@ -168,10 +181,6 @@ def _classification(flat: npt.NDArray[np.int64]) -> dict[str, float]:
     }
     figures = {"accuracy": float(confusion.trace() / confusion.sum())}
     return figures | {k: float(v[occurs].mean()) for k, v in ratios.items() if occurs.any()}
-
-
-def _at_most(counts: list[int], limit: int) -> bool:
-    return len(counts) == 1 and counts[0] <= limit
 
 
 def _ratio(part: npt.NDArray[np.int64], whole: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:

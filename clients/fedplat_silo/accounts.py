@@ -11,11 +11,13 @@ from fedplat.errors import FedplatError, IdentityError, WireError
 from fedplat.home import SiloHome
 from fedplat.ledger import LedgerCopy, LedgerHead, SignedStatement
 from fedplat.privacy import PrivacyError, SampledGaussian, epsilon
+from fedplat.privacy.planning import evaluations, planned_metrics
 from fedplat.reasons import Code, Reason
 from fedplat.spec import RunSpec
 from fedplat_silo.data.errors import Refused
 from fedplat_silo.data.exclusion import exclusion_file
 from fedplat_silo.ledger import BookDamaged, Keeper, Known, begin_book, plan_run
+from fedplat_silo.ledger.state import events_of, steps_of
 from fedplat_silo.membership import load_membership
 from fedplat_silo.policy import Policy
 from fedplat_silo.spool import Finished
@@ -95,7 +97,7 @@ class Account:
         except PrivacyError as error:
             raise Refused(Reason.of(Code.PRIVACY), error.message) from error
         if plan:
-            delta, noise = self._spec.privacy.delta, plan[0].noise_multiplier
+            delta, noise = self._spec.privacy.delta, min(event.noise_multiplier for event in plan)
             assert delta is not None
             figure = epsilon(plan, delta=delta)
             refusal = policy.check_plan(epsilon=figure, noise_multiplier=noise)
@@ -114,22 +116,33 @@ class Account:
         if not keeper.has_reserved(self._run):
             raise Refused(Reason.of(Code.NOT_JOINED), f"run {self._run} has nothing reserved in the privacy ledger")
 
-    def noise_multiplier(self) -> float | None:
+    def noise_multiplier(self, *, measures: bool) -> float | None:
         """What this round is to be trained with, None without privacy. Raises LedgerError, BudgetExceeded for one, if
-        what it releases could not be charged."""
+        what it releases could not be charged; `measures`: with the figures of an evaluation."""
         if not self._has_data:
             return None
         keeper = self._accounts.keeper()
-        planned = keeper.planned(self._run)
-        keeper.check_release(self._run, [self._one_round(event) for event in planned])
-        return planned[0].noise_multiplier if planned else None
+        # the noised steps of a silo that samples everybody may have been merged with its evaluations
+        steps = steps_of(keeper.planned(self._run)) - steps_of(planned_metrics(self._spec))
+        training = [self._one_round(event) for event in events_of(steps)]
+        keeper.check_release(self._run, [*training, *(self._evaluation() if measures else ())])
+        return training[0].noise_multiplier if training else None
+
+    def check_evaluation(self) -> None:
+        """Raises LedgerError, BudgetExceeded for one, if the noised figures of an evaluation could not be charged."""
+        if self._has_data and (evaluation := self._evaluation()):
+            self._accounts.keeper().check_release(self._run, evaluation)
 
     def spend(self, round_number: int, finished: Finished) -> SignedStatement | None:
-        """Charges an update, once however often it is sent; on disk when this returns. Raises LedgerError, OSError."""
+        """Charges what is about to leave, once however often it is sent; on disk when this returns. Raises LedgerError,
+        OSError."""
         if not self._has_data:
             return None
-        released = () if finished.released is None else (finished.released,)
-        return self._accounts.keeper().spend(self._run, round_number, finished.update.ref.digest, released)
+        return self._accounts.keeper().spend(self._run, round_number, finished.update.ref.digest, finished.released)
+
+    def _evaluation(self) -> tuple[SampledGaussian, ...]:
+        noise = self._spec.privacy.metrics_noise_multiplier
+        return () if noise is None else (evaluations(noise),)
 
     def _one_round(self, planned: SampledGaussian) -> SampledGaussian:
         return SampledGaussian(

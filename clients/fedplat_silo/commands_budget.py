@@ -232,7 +232,8 @@ def _plan(approval: Approval) -> list[str]:
     if not privacy.is_private:
         return [*lines, "  no differential privacy: what leaves can tell something about single patients"]
     cost = f"epsilon {privacy.epsilon:g}" if privacy.epsilon is not None else f"noise {privacy.noise_multiplier:g}"
-    return [*lines, f"  privacy {privacy.mode}: {cost} at delta {privacy.delta:g}, metrics {privacy.metrics}"]
+    told = f"{privacy.metrics}" if (noise := privacy.metrics_noise_multiplier) is None else f"with noise {noise:g}"
+    return [*lines, f"  privacy {privacy.mode}: {cost} at delta {privacy.delta:g}, metrics {told}"]
 
 
 def _server_key(place: SiloHome) -> ec.EllipticCurvePublicKey | None:

@@ -15,7 +15,6 @@ from typing import TypeVar
 from fedplat import __version__
 from fedplat.errors import FedplatError, WireError
 from fedplat.ledger import LedgerCopy
-from fedplat.metrics import MetricSums
 from fedplat.reasons import Code, Reason
 from fedplat.secagg.figures import Figures
 from fedplat.spec import RunSpec
@@ -49,10 +48,10 @@ from fedplat_silo.masker import Masker
 from fedplat_silo.policy import Policy
 from fedplat_silo.records import forget_checkpoint
 from fedplat_silo.road import forget_fetched
-from fedplat_silo.spool import Finished, Order, Spool, Stored, in_blocks
+from fedplat_silo.spool import FIGURES, Finished, Order, Spool, Stored, in_blocks
 from fedplat_silo.tasks.registry import identity
 from fedplat_silo.trainer.errors import Cancelled, TrainingFailed
-from fedplat_silo.trainer.group import EvaluateOrder, Ready, TrainOrder
+from fedplat_silo.trainer.group import EvaluateOrder, EvaluateResult, Ready, TrainOrder
 from fedplat_silo.trainer.memory import Weights, map_weights
 from fedplat_silo.workplace import Site, Workers, Workplace
 
@@ -171,28 +170,27 @@ class Participation:
         return sent
 
     def evaluate(self, parcel: Parcel[EvaluateRequest], exchange: Exchange) -> tuple[EvaluateReply, bytes]:
-        """Measures the weights on the silo's test records. Returns the reply, and the figures if they are masked."""
+        """Measures the weights on the silo's test records. Returns the reply, and the figures if they are masked. They
+        are in the spool, and in the privacy ledger if they are noised, before anything leaves."""
         request = parcel.body
         self._round = request.round
         order = self._order(parcel, request.round + 1)  # its place is that of the round that would have measured them
-        reply = EvaluateReply(run=self.run, silo=self._site.home.name, round=request.round)
-        finished = None if self._masked is None else self._spool.get(order)
-        if self._masked is not None and finished is not None:
-            return self._send_masked(self._masked, reply, request, order, finished.update)
-        workers, ready = self._prepare()
-        result = workers.evaluate(EvaluateOrder(request.round), self._weights(parcel, ready))
-        forget_fetched(self._spool.folder(self.run))
-        self._say(Phase.SENDING, 0.0)
-        reply = reply.model_copy(update={"timings": self._timings(result.timings, exchange)})
-        evaluated = self._shown(result.evaluated)
+        finished = self._spool.get(order) or self._evaluate(parcel, order, exchange)
+        self._spool.settle(order)
+        charged = self._account.spend(request.round, finished) if finished.released else None
+        kept = finished.reply
+        reply = EvaluateReply(
+            run=self.run,
+            silo=self._site.home.name,
+            round=request.round,
+            evaluated=kept.evaluated if self._shares_metrics else None,
+            share_metrics=kept.share_metrics,
+            timings=kept.timings,
+            ledger=charged,
+        )
         if self._masked is not None:
-            figures = Figures(weight=1, evaluated=evaluated)
-            kept = TrainReply(run=self.run, silo=reply.silo, round=order.round, step=request.step)
-            finished = self._spool.put(order, kept, self._masked.quantised(request, ready, order, None, figures))
-            self._spool.settle(order)
             return self._send_masked(self._masked, reply, request, order, finished.update)
-        shares = self.policy.share_metrics == "per-silo"
-        return reply.model_copy(update={"evaluated": evaluated, "share_metrics": shares}), b""
+        return reply, b""
 
     def keys(self, request: KeysRequest) -> KeysReply:
         """A key for an epoch of secure aggregation."""
@@ -224,8 +222,8 @@ class Participation:
         order = TrainOrder(
             round=request.round,
             proximal_mu=request.proximal_mu,
-            evaluate=request.evaluate,
-            noise_multiplier=self._account.noise_multiplier(),
+            evaluate=request.evaluate and self._shares_metrics,
+            noise_multiplier=self._account.noise_multiplier(measures=request.evaluate and self._shares_metrics),
         )
         result = workers.train(order, self._weights(parcel, ready))
         reply = TrainReply(
@@ -235,7 +233,7 @@ class Participation:
             step=request.step,
             timings=self._timings(result.timings, exchange),
         )
-        evaluated, trained = self._shown(result.evaluated), self._shown(result.trained)
+        evaluated, trained = result.evaluated, result.trained if self._shares_metrics else None
         log.info(
             "run %s: round %d of %d trained in %.1f s",
             self.run,
@@ -257,6 +255,30 @@ class Participation:
         blocks = in_blocks(result.update, self.spec.transport.precision)
         return self._spool.put(spool_order, reply.model_copy(update=seen), blocks, result.released)
 
+    def _evaluate(self, parcel: Parcel[EvaluateRequest], order: Order, exchange: Exchange) -> Finished:
+        request = parcel.body
+        self._account.check_evaluation()
+        workers, ready = self._prepare()
+        result = EvaluateResult(None, Timings())
+        if self._shares_metrics:
+            result = workers.evaluate(EvaluateOrder(request.round), self._weights(parcel, ready))
+        forget_fetched(self._spool.folder(self.run))
+        self._say(Phase.SENDING, 0.0)
+        reply = TrainReply(
+            run=self.run,
+            silo=self._site.home.name,
+            round=order.round,
+            step=request.step,
+            timings=self._timings(result.timings, exchange),
+        )
+        if self._masked is not None:
+            figures = Figures(weight=1, evaluated=result.evaluated)
+            blocks = self._masked.quantised(request, ready, order, None, figures)
+            return self._spool.put(order, reply, blocks, result.released)
+        shares = self.policy.share_metrics == "per-silo"
+        reply = reply.model_copy(update={"evaluated": result.evaluated, "share_metrics": shares})
+        return self._spool.put(order, reply, [memoryview(reply.model_dump_json().encode())], result.released)
+
     def _order(self, parcel: Parcel[TrainRequest] | Parcel[EvaluateRequest], round_number: int) -> Order:
         """What the answer is an answer to."""
         return Order(
@@ -264,8 +286,13 @@ class Participation:
             round=round_number,
             spec_hash=parcel.body.spec_hash,
             weights=_weights_digest(parcel),
-            vector="" if self._masked is None else self._masked.vector(parcel.body),
+            vector=self._vector(parcel.body),
         )
+
+    def _vector(self, request: TrainRequest | EvaluateRequest) -> str:
+        if self._masked is not None:
+            return self._masked.vector(request)
+        return FIGURES if isinstance(request, EvaluateRequest) else ""
 
     def _send_masked(
         self, steps: MaskedSteps, reply: MaskedAnswer, request: StepRequest, order: Order, stored: Stored
@@ -339,9 +366,10 @@ class Participation:
             more["samples_per_s"] = 0.0  # with the time it would give the number of records
         return timings.model_copy(update=more)
 
-    def _shown(self, sums: MetricSums | None) -> MetricSums | None:
-        """The sums, if the policy lets them out."""
-        return None if self.policy.share_metrics == "none" else sums
+    @property
+    def _shares_metrics(self) -> bool:
+        """Whether the policy lets figures out; if not, none are made, so that none are charged."""
+        return self.policy.share_metrics != "none"
 
 
 def _weights_digest(parcel: Parcel[TrainRequest] | Parcel[EvaluateRequest]) -> str:

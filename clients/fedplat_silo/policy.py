@@ -72,7 +72,7 @@ allowed_privacy_modes = ["*"]
 # cost is the dataset's budget: `fedplat client budget set`.
 largest_epsilon = inf
 
-# A private run with less noise than this, in multiples of the clip norm, is refused.
+# A private run with less noise than this, in multiples of the clip norm, is refused; so are noised metrics with less.
 smallest_noise_multiplier = 0.0
 
 # Whom a private run has to protect: "patient", or "record" (a run that protects patients is then welcome as well).
@@ -185,11 +185,11 @@ class Policy(BaseModel):
         }
         if not privacy.is_private:
             return _first_broken(kept)
-        noise = privacy.noise_multiplier
+        noises = [n for n in (privacy.noise_multiplier, privacy.metrics_noise_multiplier) if n is not None]
         kept |= {
             Rule.PRIVACY_UNIT: privacy_unit(spec) is PrivacyUnit.PATIENT or self.privacy_unit == "record",
             Rule.LARGEST_EPSILON: privacy.epsilon is None or privacy.epsilon <= self.largest_epsilon,
-            Rule.SMALLEST_NOISE_MULTIPLIER: noise is None or noise >= self.smallest_noise_multiplier,
+            Rule.SMALLEST_NOISE_MULTIPLIER: all(noise >= self.smallest_noise_multiplier for noise in noises),
         }
         return _first_broken(kept)
 

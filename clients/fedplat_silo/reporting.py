@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from fedplat.errors import FedplatError, NotFoundError
 from fedplat.identity import load_public
 from fedplat.ledger import Unit, to_wire
-from fedplat.privacy.planning import planned_event
+from fedplat.privacy.planning import planned_events
 from fedplat.report import BookFacts, DatasetFacts, Limit, Material, Release, RunFacts, RunState
 from fedplat.report.material import spec_facts
 from fedplat.report.sums import tightest
@@ -73,7 +73,7 @@ def of_plan(home: SiloHome, spec: RunSpec, num_units: int) -> Material:
         unit=privacy_unit(spec).value,
         state=RunState.PLANNED,
         has_privacy=spec.privacy.is_private,
-        rest=to_wire([planned_event(spec, num_units)]) if spec.privacy.is_private else (),
+        rest=to_wire(planned_events(spec, num_units)) if spec.privacy.is_private else (),
         spec=spec_facts(spec),
     )
     try:

@@ -27,11 +27,12 @@ _DIGEST_CHARS = 64
 _BLOCK = 1 << 20  # elements
 _HEADER, _BUFFER, _MASKED = ".update", ".buffer", ".masked"
 _WEIGHTS_ROUND = 0
+FIGURES = "figures"
 
 
 class Order(BaseModel):
     """What an update was computed for; anything else is another update. `weights`: digest of those received.
-    `vector`: digest of how it lies in a masked vector, empty in a plain run."""
+    `vector`: digest of how it lies in a masked vector; in a plain run empty, or FIGURES if no update is asked for."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -48,7 +49,7 @@ class _Header(BaseModel):
     order: Order
     reply: TrainReply
     ref: BufferRef
-    released: Event | None = None
+    released: tuple[Event, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -61,11 +62,11 @@ class Stored:
 
 @dataclass(frozen=True)
 class Finished:
-    """A reply, the update that goes with it, and the noised steps that are in that."""
+    """A reply, the update or the figures that go with it, and what is noised in them."""
 
     reply: TrainReply
     update: Stored
-    released: SampledGaussian | None = None
+    released: tuple[SampledGaussian, ...] = ()
 
 
 class Spool:
@@ -80,15 +81,14 @@ class Spool:
         return self._folder / check_run_id(run)
 
     def put(
-        self, order: Order, reply: TrainReply, blocks: Iterable[memoryview], released: SampledGaussian | None = None
+        self, order: Order, reply: TrainReply, blocks: Iterable[memoryview], released: tuple[SampledGaussian, ...] = ()
     ) -> Finished:
         """Keeps the update's bytes. A kill cannot undo it; a power cut can, before `settle`. Raises OSError."""
         path = self._path(order.run, order.round, _HEADER)
         if path.exists():
             remove(path)  # it would name bytes that are not there any more
         stored = self._write(order.run, order.round, _BUFFER, blocks)
-        steps = None if released is None else Event.of(released)
-        kept = _Header(order=order, reply=reply, ref=stored.ref, released=steps)
+        kept = _Header(order=order, reply=reply, ref=stored.ref, released=tuple(map(Event.of, released)))
         header = kept.model_dump_json(exclude_none=True).encode()
         with AtomicFile(path) as file:
             file.write(hashlib.sha256(header).hexdigest().encode() + b"\n" + header)
@@ -129,7 +129,7 @@ class Spool:
             remove(path)
             remove(path.with_suffix(_BUFFER))
             return None
-        return Finished(header.reply, stored, header.released.fact() if header.released else None)
+        return Finished(header.reply, stored, tuple(event.fact() for event in header.released))
 
     def forget_before(self, run: str, round_number: int) -> None:
         """Removes the updates of earlier rounds: the server has moved on."""

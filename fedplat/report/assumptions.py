@@ -72,7 +72,7 @@ def _figures(
 def _metrics(material: Material) -> Assumption:
     """Of the specs that are known here; a run that is over leaves the hash of its spec alone."""
     statement = "No figures of merit (loss, accuracy ...) leave without noise: no epsilon would count them."
-    bare = [run.run for run in material.runs if run.spec is not None and run.spec.metrics != "none"]
+    bare = [run.run for run in material.runs if run.spec is not None and not run.spec.counts_metrics]
     unknown = [run.run for run in material.runs if run.spec is None]
     if bare or not unknown:
         return judge("metrics-counted", not bare, statement, _list(bare))

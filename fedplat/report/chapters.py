@@ -124,7 +124,9 @@ def promise(
 def told(events: Events) -> str:
     """Events in words."""
     return "; ".join(
-        f"{e.num_steps} steps, rate {e.sampling_rate:.6g}, noise multiplier {e.noise_multiplier:g}" for e in events
+        f"{e.num_steps} step{'' if e.num_steps == 1 else 's'}, rate {e.sampling_rate:.6g},"
+        f" noise multiplier {e.noise_multiplier:g}"
+        for e in events
     )
 
 

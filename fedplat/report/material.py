@@ -11,7 +11,7 @@ from fedplat.ledger import Attempt, Delta, Digest, Epsilon, Events, Name, Round,
 from fedplat.report.base import Count, Part, Share
 from fedplat.spec.governance import GovernanceSection
 from fedplat.spec.model import RunSpec
-from fedplat.spec.privacy import expected_batch_size
+from fedplat.spec.privacy import PrivateMetrics, expected_batch_size
 
 RunName = Annotated[str, Field(min_length=1, max_length=63)]
 
@@ -35,6 +35,11 @@ class SpecFacts(Part):
     metrics: str
     secure_aggregation: bool
     governance: GovernanceSection = GovernanceSection()
+
+    @property
+    def counts_metrics(self) -> bool:
+        """Whether no figure of merit leaves that no epsilon counts."""
+        return self.metrics != PrivateMetrics.UNPROTECTED
 
 
 class RunFacts(Part):
@@ -175,7 +180,7 @@ def spec_facts(spec: RunSpec) -> SpecFacts:
         num_rounds=spec.rounds.count,
         clip_norm=spec.privacy.clip_norm,
         expected_batch_size=expected_batch_size(spec),
-        metrics=spec.privacy.metrics or "unprotected",
+        metrics=spec.privacy.metrics or PrivateMetrics.UNPROTECTED,
         secure_aggregation=spec.secure_aggregation.enabled,
         governance=spec.governance,
     )

@@ -7,7 +7,7 @@ from importlib.metadata import version
 from fedplat import __version__
 from fedplat.ledger import Unit
 from fedplat.report.model import Actor, Flavor, Implementation, TrustModel
-from fedplat.report.wording import MECHANISMS, RANDOMNESS
+from fedplat.report.wording import MECHANISMS, NOISED_METRICS, RANDOMNESS
 
 ACCOUNTANT = "privacy loss distribution (dp-accounting), zero-out adjacency, both directions"
 
@@ -31,8 +31,9 @@ def flavor(unit: Unit, unprotected: tuple[str, ...]) -> Flavor:
 
 def implementation() -> Implementation:
     """What made the noise."""
+    mechanisms = f"{MECHANISMS} {NOISED_METRICS}"
     return Implementation(
-        software="fedplat", software_version=__version__, mechanisms=MECHANISMS, randomness=RANDOMNESS
+        software="fedplat", software_version=__version__, mechanisms=mechanisms, randomness=RANDOMNESS
     )
 
 
@@ -41,7 +42,7 @@ def trust_model(where: str, actors: tuple[Actor, ...]) -> TrustModel:
     return TrustModel(
         model_name=f"noise in {where}, before anything leaves it; nobody outside has to be trusted with this promise",
         actors=actors,
-        release_type="many: an update each round, all of which are charged",
+        release_type="many: an update each round, and noised figures of merit where the spec has them; all are charged",
         data_source_type="static within a run",
         access_type="non-interactive",
     )

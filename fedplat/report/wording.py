@@ -30,6 +30,10 @@ MECHANISMS = (
     "DP-SGD: each step samples every patient (or record) with a probability of its own, clips its gradient to the clip"
     " norm, adds Gaussian noise of noise multiplier x clip norm once a step, and divides by a declared constant."
 )
+NOISED_METRICS = (
+    "Figures of merit: in each evaluation every patient (or record) of the test records adds a vector of norm at most 1"
+    " to the sums, which get Gaussian noise of a noise multiplier of their own before they leave: a step of rate 1."
+)
 RANDOMNESS = "The operating system's, in the silo; the server knows no seed of samples or noise."
 NO_AUDIT = "No attack was run against the models of this report; the figures are proofs, not measurements."
 
@@ -163,6 +167,11 @@ def metrics_told(known: str | None) -> str:
     )
     if known == "none":
         return "Nothing through figures of merit: this run lets none of them leave (metrics = none)."
+    if known == "noised":
+        return (
+            "Nothing through figures of merit (loss, accuracy ...): they leave with noise of their own, which every"
+            " epsilon here counts (metrics = noised)."
+        )
     if known is not None:
         return f"Figures of merit (loss, accuracy ...) leave without noise (metrics = {known}): {told}."
     return (

@@ -47,7 +47,8 @@ class Figures:
 
 @dataclass(frozen=True)
 class FiguresFormat:
-    """How figures lie in the vector. `empty`: the task's metric sums over no records, which give names and lengths."""
+    """How figures lie in the vector. `empty`: the task's metric sums over no records, which give names and lengths.
+    Counts of noised sums have a sign; as no count is above M, the sum of all silos' still fits."""
 
     empty: MetricSums
 
@@ -72,7 +73,7 @@ class FiguresFormat:
                 noise = Keystream(expand(hiding_key, "hidden sums", place)).read(4 * self._num_words)
                 words.append(np.frombuffer(noise, "<u4"))
             else:
-                words.append(counts_to_words(self._flatten(sums), limit))
+                words.append(counts_to_words(self._flatten(sums), limit, signed=self.empty.noised))
         return np.concatenate(words)
 
     def decode(self, total: Words, num_silos: int) -> Figures:
@@ -84,7 +85,9 @@ class FiguresFormat:
         norm = _from_limbs(counts, num_silos)
         places = (total[len(total) - 2 * self._num_words :][: self._num_words], total[len(total) - self._num_words :])
         evaluated, trained = (
-            self._unflatten(iter(words_to_counts(words)), num_silos) if given == num_silos else None
+            self._unflatten(iter(words_to_counts(words, signed=self.empty.noised)), num_silos)
+            if given == num_silos
+            else None
             for words, given in zip(places, (num_evaluated, num_trained), strict=True)
         )
         return Figures(
@@ -112,7 +115,7 @@ class FiguresFormat:
         counts = {name: [next(flat) for _ in self.empty.counts[name]] for name in names}
         totals = {name: _from_limbs(flat, num_silos) for name in sorted(self.empty.totals)}
         try:
-            return MetricSums(counts=counts, totals=totals)
+            return MetricSums(counts=counts, totals=totals, noised=self.empty.noised)
         except ValidationError:
             raise WireError("the silos' summed figures contradict each other") from None
 

@@ -99,17 +99,19 @@ def dequantise(total: Words, *, bound: float, limit: int) -> npt.NDArray[np.floa
     return np.multiply(total.view(np.int32), bound / limit, dtype=np.float64)
 
 
-def counts_to_words(counts: Sequence[int], limit: int) -> Words:
-    """Exact counts, as coordinates. Raises RefusedError for one that is negative or above M."""
-    if not all(0 <= count <= limit for count in counts):
+def counts_to_words(counts: Sequence[int], limit: int, *, signed: bool = False) -> Words:
+    """Exact counts, as coordinates. Raises RefusedError for one that is above M, or negative where it is not `signed`;
+    or below -M where it is."""
+    least = -limit if signed else 0
+    if not all(least <= count <= limit for count in counts):
         raise RefusedError(Refusal.COUNT_TOO_LARGE)
-    return np.array(counts, dtype=np.uint32)
+    return np.array(counts, dtype=np.int64).astype(np.uint32)
 
 
-def words_to_counts(total: Words) -> list[int]:
-    """The summed counts. Raises WireError for a negative one, which no honest silo can cause."""
+def words_to_counts(total: Words, *, signed: bool = False) -> list[int]:
+    """The summed counts. Raises WireError for a negative one that is not `signed`, which no honest silo can cause."""
     counts: list[int] = total.view(np.int32).tolist()
-    if any(count < 0 for count in counts):
+    if not signed and any(count < 0 for count in counts):
         raise WireError("a summed count is negative", hint="A silo of this cohort sent something else than a count.")
     return counts
 

@@ -14,7 +14,17 @@ from fedplat.spec.weighting import Weighting
 if TYPE_CHECKING:
     from fedplat.spec.model import RunSpec
 
-_LATER = {"mode": ("distributed", "silo"), "metrics": ("noised",)}
+_LATER = ("distributed", "silo")
+_FOR_RECORD = (
+    "metrics",
+    "metrics_noise_multiplier",
+    "unit",
+    "epsilon",
+    "delta",
+    "noise_multiplier",
+    "expected_batch_size",
+)
+_NOISED_FIGURES = ("loss", "accuracy", "precision", "recall", "f1")
 
 
 class PrivacyMode(StrEnum):
@@ -32,19 +42,18 @@ class PrivacyUnit(StrEnum):
 
 
 class PrivateMetrics(StrEnum):
-    """What leaves of the figures of training and evaluation: nothing, or all of them, as they are."""
+    """What leaves of the figures of training and evaluation: nothing; those on test records, with noise that every
+    epsilon counts; or all of them, as they are."""
 
     NONE = "none"
+    NOISED = "noised"
     UNPROTECTED = "unprotected"
 
 
-def _offered(key: str) -> BeforeValidator:
-    def check(value: object) -> object:
-        if value in _LATER[key]:
-            raise ValueError(f"{value!r} is not offered by this version")
-        return value
-
-    return BeforeValidator(check)
+def _offered(value: object) -> object:
+    if value in _LATER:
+        raise ValueError(f"{value!r} is not offered by this version")
+    return value
 
 
 class PrivacySection(Section):
@@ -54,10 +63,16 @@ class PrivacySection(Section):
     `unit` is `patient` where the task names a patient column, else `record`, unless it is said here. A step samples
     each unit with probability `expected_batch_size` / number of units and divides by `expected_batch_size`, a constant:
     [training] batch_size unless it is said here. [training] batch_size is then how many records are in memory at once.
+
+    With noised metrics each unit of the test records adds a vector of norm at most 1 to the sums of an evaluation, and
+    `metrics_noise_multiplier` is the standard deviation of the noise on each of them. No record's loss counts more than
+    `metrics_loss_clip`.
     """
 
-    mode: Annotated[PrivacyMode, _offered("mode")] = PrivacyMode.NONE
-    metrics: Annotated[PrivateMetrics | None, _offered("metrics")] = None
+    mode: Annotated[PrivacyMode, BeforeValidator(_offered)] = PrivacyMode.NONE
+    metrics: PrivateMetrics | None = None
+    metrics_noise_multiplier: Annotated[float, Field(gt=0, le=1e6)] | None = None
+    metrics_loss_clip: Annotated[float, Field(gt=0, le=1e6)] = 3.0
     unit: PrivacyUnit | None = None
     epsilon: Annotated[float, Field(gt=0, le=1000)] | None = None
     delta: Annotated[float, Field(gt=0, lt=1)] | None = None
@@ -68,13 +83,16 @@ class PrivacySection(Section):
     @model_validator(mode="after")
     def _whole(self) -> Self:
         if self.mode is PrivacyMode.NONE:
-            named = ("metrics", "unit", "epsilon", "delta", "noise_multiplier", "expected_batch_size")
-            given = [name for name in named if getattr(self, name) is not None]
+            given = [name for name in _FOR_RECORD if getattr(self, name) is not None]
             if given:
                 raise ValueError(f"{', '.join(given)} protect nobody without mode = 'record'")
             return self
         if self.metrics is None:
-            raise ValueError("say what happens to the metrics: metrics = 'none' or 'unprotected'")
+            raise ValueError("say what happens to the metrics: metrics = 'none', 'noised' or 'unprotected'")
+        if self.metrics is PrivateMetrics.NOISED and self.metrics_noise_multiplier is None:
+            raise ValueError("metrics = 'noised' needs metrics_noise_multiplier, the noise of each evaluation")
+        if self.metrics is not PrivateMetrics.NOISED and self.metrics_noise_multiplier is not None:
+            raise ValueError("metrics_noise_multiplier is for metrics = 'noised' alone")
         if (self.epsilon is None) == (self.noise_multiplier is None):
             raise ValueError("give either epsilon or noise_multiplier")
         if self.delta is None:
@@ -108,6 +126,11 @@ def steps_per_round(spec: RunSpec, num_units: int) -> int:
     return spec.training.steps or -(-num_units // expected_batch_size(spec)) * (spec.training.epochs or 0)
 
 
+def num_evaluations(spec: RunSpec) -> int:
+    """How often a silo measures a model in the whole run: in every k-th round, and the last one at the end."""
+    return -(-spec.rounds.count // spec.evaluation.every) + 1
+
+
 def check_private(spec: RunSpec) -> None:
     """ValueError naming all that would void the guarantee, or promise what is not there."""
     if spec.privacy.is_private and (problems := list(_problems(spec))):
@@ -128,6 +151,8 @@ def _problems(spec: RunSpec) -> Iterator[str]:
         yield "unit = 'patient' needs a patient column in [task.options]"
     if spec.privacy.metrics is PrivateMetrics.NONE:
         yield from _without_metrics(spec)
+    if spec.privacy.metrics is PrivateMetrics.NOISED:
+        yield from _without_histograms(spec)
 
 
 def _without_metrics(spec: RunSpec) -> Iterator[str]:
@@ -135,3 +160,16 @@ def _without_metrics(spec: RunSpec) -> Iterator[str]:
     needs = [f"[stop] {name}" for name in asked] + ["[checkpoint] keep_best"] * (spec.checkpoint.keep_best is not None)
     if needs:
         yield f"metrics = 'none' leaves no figures for {', '.join(needs)}"
+
+
+def _without_histograms(spec: RunSpec) -> Iterator[str]:
+    """Noise on each of a thousand bins would leave nothing of them, and squared errors in the target's own unit have no
+    bound that a spec could name."""
+    stop, best = spec.stop, spec.checkpoint.keep_best
+    needs = ["[stop] kl"] * (stop.kl is not None)
+    if (stop.patience is not None or stop.target is not None) and stop.metric not in _NOISED_FIGURES:
+        needs.append(f"[stop] metric = '{stop.metric}'")
+    if best is not None and best not in _NOISED_FIGURES:
+        needs.append(f"[checkpoint] keep_best = '{best}'")
+    if needs:
+        yield f"metrics = 'noised' gives {', '.join(_NOISED_FIGURES)} alone, which is not enough for {', '.join(needs)}"

@@ -105,9 +105,11 @@ min_cohort = 3  # no sum over fewer silos is opened; 2 hides from the server onl
 # its limit.
 [privacy]
 mode = "none"  # "record": DP-SGD inside every silo, whose noise not even the server can take off
-# metrics = "unprotected"  # figures leave as they are, outside the guarantee; "none": none leave
+# metrics = "unprotected"  # figures leave as they are, outside the guarantee; "none": none; "noised": inside of it
+# metrics_noise_multiplier = 10.0  # "noised": of an evaluation's sums, to which one patient (or record) adds at most 1
+metrics_loss_clip = 3.0  # "noised": no record's loss counts more than this
 # delta = 1e-5  # well below 1 / number of patients
-# epsilon = 8.0  # of the whole run: each silo calibrates its noise for all rounds, the more the fewer patients it has
+# epsilon = 8.0  # of the whole run, noised metrics included: each silo calibrates its noise, more for fewer patients
 # noise_multiplier = 1.0  # or, in place of epsilon, so much noise, times clip_norm
 # unit = "patient"  # or "record": whom the guarantee is for; the default is the patient where the task names a column
 clip_norm = 1.0  # largest norm of one patient's (or record's) gradient

@@ -215,7 +215,7 @@ class EvaluateRequest(StepRequest):
 
 class EvaluateReply(Reply):
     """Sums over the silo's test records. Absent where the policy does not share them, and masked with secure
-    aggregation."""
+    aggregation. `ledger`: what the silo's patients were charged for them, before they left, if they are noised."""
 
     kind = "evaluate"
     round: Annotated[int, Field(ge=0)]
@@ -223,6 +223,7 @@ class EvaluateReply(Reply):
     share_metrics: bool = False
     masked: TrainPart | None = None
     timings: Timings = Timings()
+    ledger: SignedStatement | None = None
 
 
 class AgreeRequest(Request):

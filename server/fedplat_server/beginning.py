@@ -16,6 +16,7 @@ from fedplat.secagg.roster import RunBinding
 from fedplat.spec import RunSpec
 from fedplat.wire.messages import (
     AgreeReply,
+    EvaluateReply,
     JoinReply,
     JoinRequest,
     KeysReply,
@@ -107,7 +108,7 @@ class Office:
         return Ledgers(self.store, self.home)
 
     def _hear(self, member: Member, reply: Reply) -> None:
-        if isinstance(reply, JoinReply | TrainReply) and reply.ledger is not None:
+        if isinstance(reply, JoinReply | TrainReply | EvaluateReply) and reply.ledger is not None:
             self.ledgers.hear(member, reply.ledger)
 
     def _is_enrolled(self, member: Member) -> bool:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from fedplat.durable import make_private_dir, write_atomic
 from fedplat.errors import ConflictError, NotFoundError, SpecError, StoreError
 from fedplat.home import ServerHome
+from fedplat.privacy.planning import check_metrics
 from fedplat.spec import RunSpec
 from fedplat_server.checkpoints import Checkpoints
 from fedplat_server.driver import RunDriver, RunLive
@@ -77,6 +78,7 @@ class Coordinator:
             )
         if spec.model.init.startswith("sha256:") != (init is not None):
             raise SpecError("the initial weights are missing", hint="submit the spec with the file beside it")
+        check_metrics(spec)
 
     def recover(self) -> list[str]:
         """Take up the runs that the last process left unfinished; paused ones stay paused."""

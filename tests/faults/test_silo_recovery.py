@@ -22,7 +22,7 @@ from fedplat_silo.client_app import make_client_app
 from fedplat_silo.datasets import remember_datasets
 from fedplat_silo.runs import Runs
 from fedplat_silo.trainer.ddp import Place
-from fedplat_silo.trainer.group import EvaluateOrder, EvaluateResult, Ready, TrainOrder, TrainResult, _released
+from fedplat_silo.trainer.group import EvaluateOrder, EvaluateResult, Ready, TrainOrder, TrainResult, released_by
 from fedplat_silo.trainer.messages import Command
 from fedplat_silo.trainer.plan import TrainingPlan
 from fedplat_silo.trainer.session import Session
@@ -104,12 +104,11 @@ class InProcess:
         command = Command(kind="train", **asdict(order))
         done = self._session.train(command, weights.copy(), update)
         assert done.trained is not None
-        return TrainResult(update, done.trained, done.evaluated, Timings(), _released(done))
+        return TrainResult(update, done.trained, done.evaluated, Timings(), released_by(done))
 
     def evaluate(self, order: EvaluateOrder, weights: Vector) -> EvaluateResult:
-        return EvaluateResult(
-            self._session.evaluate(Command(kind="evaluate", round=order.round), weights.copy()).evaluated, Timings()
-        )
+        done = self._session.evaluate(Command(kind="evaluate", round=order.round), weights.copy())
+        return EvaluateResult(done.evaluated, Timings(), released_by(done))
 
     def cancel(self) -> None:
         """Nothing to end."""

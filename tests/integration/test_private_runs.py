@@ -15,7 +15,7 @@ from click.testing import CliRunner
 from fedplat.cli import load_commands
 from fedplat.home import SiloHome
 from fedplat.ledger import from_wire
-from fedplat.privacy import epsilon
+from fedplat.privacy import SampledGaussian, epsilon
 from fedplat.privacy.planning import planned_event
 from fedplat.report.federation.model import FederationFile
 from fedplat.spec import parse_spec
@@ -56,11 +56,12 @@ expected_batch_size = 20
 """
 
 
-def spec(
-    *, rounds: int = 3, steps: int = 20, dataset: str = "clinic", secure: bool = True, private: bool = True
-) -> str:
+NOISED = PRIVACY.replace('"unprotected"', '"noised"\nmetrics_noise_multiplier = 8.0')
+
+
+def spec(*, rounds: int = 3, steps: int = 20, dataset: str = "clinic", privacy: str = PRIVACY) -> str:
     given = {"rounds": rounds, "steps": steps, "dataset": dataset}
-    return SPEC.format(**given) + (PRIVACY if private else "")
+    return SPEC.format(**given) + privacy
 
 
 def write_table(path: Path, seed: int) -> Path:
@@ -92,7 +93,7 @@ def fed(running: Federation) -> Iterator[Federation]:
 
 def tables(fed: Federation, number: int) -> dict[str, Path]:
     """Datasets without a patient in common, so that each has a budget of its own."""
-    names = ("clinic", "small", "killed", "guarded")
+    names = ("clinic", "small", "killed", "guarded", "noised")
     return {
         name: write_table(fed.folder / f"{number}-{name}.csv", 10 * number + place) for place, name in enumerate(names)
     }
@@ -192,6 +193,42 @@ def test_the_servers_report_says_what_the_books_say(fed: Federation) -> None:
     assert "silo silo-b" in report("privacy", "--silo", "silo-b", "--run", run, home=silos)
 
 
+@pytest.mark.slow
+def test_noised_metrics_cost_what_left(fed: Federation) -> None:
+    """Two rounds, masked: each round's evaluation is in its release, and the closing one is a release of its own."""
+    greedy = fed.folder / "greedy.toml"
+    greedy.write_text(spec(privacy=NOISED.replace("noise_multiplier = 1.5", "epsilon = 0.5")))
+    assert "4 evaluations alone come to epsilon" in fed.command("run", "submit", str(greedy), check=False)
+    for silo in SILOS:
+        set_budget(fed, silo, "noised", 8.0)
+    view = fed.wait_for(fed.submit(spec(dataset="noised", rounds=2, privacy=NOISED)))
+    run = str(view["id"])
+    assert [len(r["cohort"]) for r in view["rounds"]] == [3, 3], (view["silos"], fed.all_logs())
+    tested = {e["round_number"]: e for e in view["evaluations"] if e["split"] == "test"}
+    assert tested.keys() == {0, 1, 2}
+    assert all(0 <= e["metrics"]["accuracy"] <= 1 and "auroc" not in e["metrics"] for e in tested.values())
+    assert {e["num_examples"] for e in tested.values()} == {tested[0]["num_examples"]}
+    trained = [e for e in view["evaluations"] if e["split"] == "train"]
+    assert all(e["num_examples"] == 0 and e["loss"] is None for e in trained)
+    for silo in SILOS:
+        wait_until(lambda silo=silo: not book(fed, silo).runs[run].is_open, 20)
+        page = book(fed, silo).runs[run]
+        steps, figures = events_of(page.spent)
+        assert (steps.noise_multiplier, steps.num_steps) == (1.5, 40)
+        assert figures == SampledGaussian(sampling_rate=1.0, noise_multiplier=8.0, num_steps=3)
+        assert page.spent == page.planned
+        assert sorted(number for number, _ in page.spends) == [1, 2, 2]
+    kept = {one["silo_name"]: one for one in view["ledgers"] if one["run_id"] == run}
+    assert kept["silo-a"]["epsilon"] == epsilon(events_of(book(fed, "silo-a").runs[run].spent), delta=DELTA)
+    text = report("privacy", "--run", run, "--format", "json", home=fed.folder / "server")
+    found = FederationFile.model_validate_json(text).report
+    for line in found.privacy_loss.silos:
+        assert line.alone is not None
+        assert from_wire(line.alone.events) == events_of(book(fed, line.silo).runs[run].spent)
+        assert line.alone_is_known
+    assert not [one.name for one in found.accounting.assumptions if one.status == "fail"]
+
+
 def test_a_report_on_a_run_has_curves_and_who_took_part(fed: Federation) -> None:
     run, home = finished_run(fed), fed.folder / "server"
     rows = list(csv.DictReader(io.StringIO(fed.command("report", "run", run, "--format", "csv"))))
@@ -226,7 +263,7 @@ def test_a_budget_that_is_too_small_refuses_with_the_figures(fed: Federation) ->
 
 def test_a_run_without_privacy_is_refused_where_there_is_a_budget(fed: Federation) -> None:
     set_budget(fed, "silo-a", "guarded", 8.0)
-    view = fed.wait_for(fed.submit(spec(dataset="guarded", rounds=1, private=False)))
+    view = fed.wait_for(fed.submit(spec(dataset="guarded", rounds=1, privacy="")))
     said = {s["silo_name"]: s["reason_code"] for s in view["silos"] if s["state"] == "refused"}
     assert said == {"silo-a": "run_unprotected"}
     assert len(book(fed, "silo-b").runs[view["id"]].spends) == 1, "it took part, which `client subject` shows"

@@ -63,8 +63,7 @@ def test_two_workers_learn_within_the_budget(spec: RunSpec, group: WorkerGroup) 
     for number in (1, 2, 3, 4):
         order = TrainOrder(number, evaluate=True, noise_multiplier=plan.noise_multiplier)
         result = group.train(order, weights)
-        assert result.released is not None
-        released.append(result.released)
+        released += result.released
         weights = weights + result.update
         assert result.evaluated is not None
         confusion = result.evaluated.counts["confusion"]

@@ -25,8 +25,9 @@ def check_budget(visit: Visit, spec: RunSpec, num_units: int) -> Finding:
         delta = spec.privacy.delta
         assert delta is not None
         cost = epsilon(plan, delta=delta)
-        refusal = visit.policy.check_plan(epsilon=cost, noise_multiplier=plan[0].noise_multiplier)
-        said = f"epsilon {round_up(cost, 3):.3f} at delta {delta:g}, noise {plan[0].noise_multiplier:.3f}"
+        noise = min(event.noise_multiplier for event in plan)
+        refusal = visit.policy.check_plan(epsilon=cost, noise_multiplier=noise)
+        said = f"epsilon {round_up(cost, 3):.3f} at delta {delta:g}, noise {noise:.3f}"
         if refusal is not None:
             return failed(f"the policy refuses a run of {said}: {refusal}", f"It is in {visit.home.policy}.")
     try:

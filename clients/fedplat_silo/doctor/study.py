@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from fedplat.doctor import Check, Finding, failed, ok, warning
 from fedplat.doctor.machine import show_size
 from fedplat.errors import DataError
+from fedplat.privacy.planning import planned_event
 from fedplat.spec import RunSpec, load_spec
 from fedplat.spec.privacy import privacy_unit, steps_per_round
 from fedplat.spec.secure import MAX_SILOS
@@ -26,7 +27,6 @@ from fedplat_silo.data.source import DataSource
 from fedplat_silo.doctor.budget import check_budget
 from fedplat_silo.doctor.rehearsal import Rehearsal, one_batch, rehearse
 from fedplat_silo.doctor.visit import Visit
-from fedplat_silo.ledger import plan_run
 from fedplat_silo.tasks.registry import identity
 from fedplat_silo.trainer.errors import TrainingFailed
 
@@ -99,8 +99,9 @@ class Study:
 
     @cached_property
     def rehearsal(self) -> Rehearsal:
-        released = plan_run(self.spec, self.prepared.num_units)
-        return rehearse(self.visit, self.spec, self.path, released[0].noise_multiplier if released else None)
+        is_private, num_units = self.spec.privacy.is_private, self.prepared.num_units
+        noise = planned_event(self.spec, num_units).noise_multiplier if is_private else None
+        return rehearse(self.visit, self.spec, self.path, noise)
 
     def check_spec(self) -> Finding:
         names, silo = self.spec.silos.names, self.visit.home.name

@@ -21,7 +21,7 @@ from fedplat.ledger import (
     verify_statement,
 )
 from fedplat.privacy import SampledGaussian
-from fedplat.privacy.planning import planned_event
+from fedplat.privacy.planning import planned_events
 from fedplat.reasons import Code, Reason
 from fedplat.spec import RunSpec
 from fedplat.spec.privacy import privacy_unit
@@ -57,7 +57,7 @@ def plan_run(spec: RunSpec, num_units: int) -> tuple[SampledGaussian, ...]:
 
     Calibrates the noise where the spec gives epsilon, which takes seconds. Deterministic. Raises PrivacyError.
     """
-    return (planned_event(spec, num_units),) if spec.privacy.is_private else ()
+    return planned_events(spec, num_units) if spec.privacy.is_private else ()
 
 
 class Keeper:

@@ -20,6 +20,7 @@ from fedplat.errors import LayoutError
 from fedplat.metrics import MetricSums, add_sums
 from fedplat.params import Layout, Vector
 from fedplat.privacy.events import SampledGaussian
+from fedplat.privacy.planning import evaluations
 from fedplat.reasons import Code, Reason
 from fedplat.wire.http import Phase
 from fedplat.wire.messages import Timings, layout_from_wire
@@ -76,7 +77,7 @@ class EvaluateOrder:
 class TrainResult:
     """`update`: trained - received, the shared parameters, read-only and until the next command only: it lies in the
     memory that the workers write to. `trained`: sums over the batches as they were seen; over no examples where metrics
-    are private. `released`: the noised steps that are in the update; None if there are none.
+    are private. `released`: what is noised in it, the steps that are in the update and the evaluation.
 
     `timings` has what happens in the workers. Its `busy_share` is, on the CPU, the workers' CPU time over what their
     threads could have used while training; on GPUs, the share of the training time not spent waiting for data.
@@ -86,15 +87,16 @@ class TrainResult:
     trained: MetricSums
     evaluated: MetricSums | None
     timings: Timings
-    released: SampledGaussian | None = None
+    released: tuple[SampledGaussian, ...] = ()
 
 
 @dataclass(frozen=True)
 class EvaluateResult:
-    """`evaluated` is None if the silo has no test set."""
+    """`evaluated` is None if the silo has no test set. `released`: the evaluation, if it is noised."""
 
     evaluated: MetricSums | None
     timings: Timings
+    released: tuple[SampledGaussian, ...] = ()
 
 
 class WorkerGroup:
@@ -150,12 +152,12 @@ class WorkerGroup:
         timings = self._timings(done, restarts, trained.num_examples - sum(d.num_recovered for d in done))
         update = self._update.view()
         update.flags.writeable = False
-        return TrainResult(update, trained, _evaluated(done), timings, _released(done[0]))
+        return TrainResult(update, trained, _evaluated(done), timings, released_by(done[0]))
 
     def evaluate(self, order: EvaluateOrder, weights: Weights) -> EvaluateResult:
         """Measures the weights on the test set. LayoutError if they do not fit."""
         done, restarts = self._run(Command(kind="evaluate", round=order.round), weights)
-        return EvaluateResult(_evaluated(done), self._timings(done, restarts, 0))
+        return EvaluateResult(_evaluated(done), self._timings(done, restarts, 0), released_by(done[0]))
 
     def cancel(self) -> None:
         """Ends the command that another thread waits for; that thread gets Cancelled."""
@@ -267,14 +269,19 @@ class WorkerGroup:
         )
 
 
-def _released(done: Done) -> SampledGaussian | None:
-    if not done.num_private_steps:
-        return None
-    return SampledGaussian(
-        sampling_rate=done.sampling_rate,
-        noise_multiplier=done.noise_multiplier,
-        num_steps=done.num_private_steps,
-    )
+def released_by(done: Done) -> tuple[SampledGaussian, ...]:
+    """What is noised in rank 0's answer."""
+    found = []
+    if done.num_private_steps:
+        step = SampledGaussian(
+            sampling_rate=done.sampling_rate,
+            noise_multiplier=done.noise_multiplier,
+            num_steps=done.num_private_steps,
+        )
+        found.append(step)
+    if done.metrics_noise_multiplier:
+        found.append(evaluations(done.metrics_noise_multiplier))
+    return tuple(found)
 
 
 def _evaluated(done: list[Done]) -> MetricSums | None:

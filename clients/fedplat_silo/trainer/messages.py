@@ -61,7 +61,7 @@ class Done(Line):
     """A rank's part of the result. `busy_s`: CPU time in training; on a GPU, time not spent waiting for data.
     `num_recovered`: of the examples, those that were trained on before a kill, so not in the times.
     `num_private_steps`: noised steps that are in the update, at `sampling_rate` and `noise_multiplier`; the same at
-    every rank."""
+    every rank. `metrics_noise_multiplier`: of the noise in `evaluated`, which rank 0 alone has then."""
 
     kind: Literal["done"] = "done"
     trained: MetricSums | None = None
@@ -73,6 +73,7 @@ class Done(Line):
     num_private_steps: int = 0
     sampling_rate: float = 0.0
     noise_multiplier: float = 0.0
+    metrics_noise_multiplier: float = 0.0
 
 
 class Failed(Line):

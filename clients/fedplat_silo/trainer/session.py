@@ -29,6 +29,7 @@ from fedplat_silo.tasks import registry
 from fedplat_silo.tasks.base import Task
 from fedplat_silo.trainer.checkpoint import Checkpoints, Key
 from fedplat_silo.trainer.ddp import Place, copy_from_first, wrap
+from fedplat_silo.trainer.dp.metrics import NoisedMetrics
 from fedplat_silo.trainer.dp.preparing import Preparation, prepare
 from fedplat_silo.trainer.local import LocalStore
 from fedplat_silo.trainer.loop import LocalRound, empty_sums, evaluate
@@ -56,6 +57,8 @@ class Session:
         self._state = dict(model.state_dict(keep_vars=True))
         is_private = plan.spec.privacy.is_private
         self._private = prepare(self.task, model, self.data.train, plan.spec) if is_private else None
+        is_noised = plan.spec.privacy.metrics is PrivateMetrics.NOISED
+        self._noised = NoisedMetrics(self.task, model, self.data, place) if is_noised else None
         # gradients are summed and noised by the loop there, never averaged as they come
         self._model = model if is_private else wrap(model, place)
         self._local_store = LocalStore(plan.run_dir)
@@ -81,6 +84,8 @@ class Session:
     def _empty_sums(self) -> MetricSums | None:
         if not self.plan.spec.secure_aggregation.enabled:
             return None
+        if self._noised:
+            return self._noised.nothing
         return empty_sums(self.task, self._module, self.data.train, self.place)
 
     def write_initial(self, out: Vector) -> Done:
@@ -106,7 +111,7 @@ class Session:
         self._write_update(received, out)
         self._keep_local(command.round)
         return Done(
-            trained=trained,
+            trained=self._noised.nothing if self._noised else trained,
             evaluated=evaluated,
             training_s=end - middle,
             evaluating_s=middle - begin,
@@ -115,6 +120,7 @@ class Session:
             num_private_steps=work.num_private_steps,
             sampling_rate=work.private.sampling_rate if work.private else 0.0,
             noise_multiplier=work.private.noise_multiplier if work.private else 0.0,
+            metrics_noise_multiplier=self._metrics_noise(evaluated),
         )
 
     def evaluate(self, command: Command, weights: Vector) -> Done:
@@ -122,7 +128,12 @@ class Session:
         received = {name: torch.from_numpy(view) for name, view in self.layout.split(weights).items()}
         self._restore(received, before=command.round + 1)
         begin = time.perf_counter()
-        return Done(evaluated=self._evaluate(), evaluating_s=time.perf_counter() - begin)
+        evaluated = self._evaluate()
+        return Done(
+            evaluated=evaluated,
+            evaluating_s=time.perf_counter() - begin,
+            metrics_noise_multiplier=self._metrics_noise(evaluated),
+        )
 
     @property
     def preparation(self) -> Preparation | None:
@@ -152,6 +163,8 @@ class Session:
         if is_hidden or not len(self.data.test):
             return None
         self._report(Phase.EVALUATING, 0.0)
+        if self._noised:
+            return self._noised.measure(lambda share: self._report(Phase.EVALUATING, share))
         return evaluate(
             self.task,
             self._module,
@@ -160,6 +173,9 @@ class Session:
             self.place,
             lambda share: self._report(Phase.EVALUATING, share),
         )
+
+    def _metrics_noise(self, evaluated: MetricSums | None) -> float:
+        return self._noised.noise_multiplier if self._noised and evaluated is not None else 0.0
 
     def _checkpoints(self, command: Command, weights: Vector) -> Checkpoints | None:
         """Where the round can go on after a kill, if the spec wants that."""

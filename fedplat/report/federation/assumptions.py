@@ -61,7 +61,7 @@ def _run(material: FederationMaterial, charges: Sequence[Charged]) -> Iterator[A
     if run is None:
         return
     told = "No figures of merit (loss, accuracy ...) leave without noise: no epsilon would count them."
-    yield judge("metrics-counted", run.spec.metrics == "none", told)
+    yield judge("metrics-counted", run.spec.counts_metrics, told)
     sizes = {one.facts.silo: _num_units(one, run.spec.expected_batch_size) for one in charges}
     large = [silo for silo, num in sizes.items() if num and run.delta is not None and run.delta * num >= 1]
     yield judge("small-delta", not large, "Delta is below 1 / number of patients or records.", _not_so(large))

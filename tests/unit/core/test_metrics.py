@@ -211,3 +211,38 @@ def test_accepted_sums_never_break_the_summary(totals: dict[str, float], example
 def test_a_loss_that_is_not_finite_cannot_be_made() -> None:
     with pytest.raises(ValidationError, match="loss"):
         MetricSums.of_classes(np.array([math.nan]), np.array([1]), np.array([math.nan]))
+
+
+CELLS = {"examples": [5], "confusion": [-3, 4, 1, 3]}
+
+
+def test_noised_counts_may_be_negative_and_still_add_up() -> None:
+    noised = MetricSums(counts=CELLS, totals={"loss": -0.5}, noised=True)
+    total = noised + noised
+    assert (total.noised, total.counts) == (True, {"examples": [10], "confusion": [-6, 8, 2, 6]})
+    assert MetricSums.model_validate_json(total.model_dump_json()) == total
+    assert summarise(total)["accuracy"] == 0.0
+    assert summarise(total)["loss"] == -0.1
+    assert MetricSums(counts={"examples": [5], "correct": [7]}, noised=True).num_examples == 5
+    assert summarise(MetricSums(counts={"examples": [5], "correct": [7]}, noised=True)) == {"accuracy": 1.0}
+
+
+@pytest.mark.parametrize(
+    ("counts", "noised"),
+    [
+        (CELLS, False),
+        ({"examples": [5], "correct": [-1]}, False),
+        ({"examples": [-5], "correct": [1]}, True),
+        ({"examples": [6], "confusion": [-3, 4, 1, 3]}, True),
+    ],
+    ids=["cells", "correct", "examples", "another sum"],
+)
+def test_what_noise_does_not_explain_is_refused(counts: dict[str, list[int]], noised: bool) -> None:
+    with pytest.raises(ValidationError):
+        MetricSums(counts=counts, noised=noised)
+
+
+def test_noised_sums_are_never_added_to_others() -> None:
+    exact = MetricSums(counts={"examples": [5], "correct": [4]})
+    with pytest.raises(WireError):
+        exact + exact.model_copy(update={"noised": True})

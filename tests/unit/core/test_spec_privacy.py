@@ -7,13 +7,14 @@ from collections.abc import Callable
 import pytest
 
 from fedplat.errors import SpecError
-from fedplat.privacy import epsilon
-from fedplat.privacy.planning import planned_event
+from fedplat.privacy import PrivacyError, SampledGaussian, epsilon, planning
+from fedplat.privacy.planning import check_metrics, planned_event, planned_events
 from fedplat.spec import RunSpec, parse_spec
 from fedplat.spec.privacy import (
     PrivacyUnit,
     check_private,
     expected_batch_size,
+    num_evaluations,
     privacy_unit,
     sampling_rate,
     steps_per_round,
@@ -25,6 +26,7 @@ name = "test"
 rounds = {{ count = 10 }}
 data = {{ name = "clinic" }}
 strategy = {{ {strategy} }}
+{more}
 stop = {{ {stop} }}
 checkpoint = {{ {checkpoint} }}
 [task]
@@ -39,6 +41,7 @@ features = [{{ column = "age", kind = "numeric", center = 50, scale = 10 }}]
 {privacy}
 """
 RECORD = 'mode = "record"\nmetrics = "unprotected"\ndelta = 1e-5\n'
+NOISED = RECORD.replace("unprotected", "noised")
 Make = Callable[..., RunSpec]
 
 
@@ -49,6 +52,7 @@ def make(privacy: str = RECORD + "epsilon = 2", **parts: str) -> RunSpec:
         "options": "",
         "stop": "",
         "checkpoint": "",
+        "more": "",
     }
     return parse_spec(SPEC.format(**given | parts, privacy=privacy))
 
@@ -87,7 +91,12 @@ def test_noise_is_calibrated_for_the_whole_run() -> None:
         ('mode = "distributed"', "'distributed' is not offered by this version"),
         ('mode = "silo"', "'silo' is not offered by this version"),
         ('mode = "secret"', "should be 'none' or 'record'"),
-        ('mode = "record"\nmetrics = "noised"', "'noised' is not offered by this version"),
+        ('mode = "record"\nmetrics = "some"', "should be 'none', 'noised' or 'unprotected'"),
+        (NOISED + "epsilon = 1", "metrics = 'noised' needs metrics_noise_multiplier"),
+        (NOISED + "epsilon = 1\nmetrics_noise_multiplier = 0", "greater than 0"),
+        (NOISED + "epsilon = 1\nmetrics_noise_multiplier = 5\nmetrics_loss_clip = 0", "greater than 0"),
+        (RECORD + "epsilon = 1\nmetrics_noise_multiplier = 5", "is for metrics = 'noised' alone"),
+        ("metrics_noise_multiplier = 5", "metrics_noise_multiplier protect nobody"),
         ('mode = "record"\ndelta = 1e-5\nepsilon = 1', "say what happens to the metrics"),
         (RECORD, "either epsilon or noise_multiplier"),
         (RECORD + "epsilon = 1\nnoise_multiplier = 1", "either epsilon or noise_multiplier"),
@@ -106,6 +115,7 @@ def test_the_section_refuses(privacy: str, words: str) -> None:
 
 
 HIDDEN = RECORD.replace("unprotected", "none") + "epsilon = 2"
+FEW = NOISED + "epsilon = 2\nmetrics_noise_multiplier = 50"
 
 
 @pytest.mark.parametrize(
@@ -119,6 +129,9 @@ HIDDEN = RECORD.replace("unprotected", "none") + "epsilon = 2"
         ({"privacy": HIDDEN, "stop": "patience = 2"}, "no figures for [stop] patience"),
         ({"privacy": HIDDEN, "stop": "target = 0.9\nkl = 0.5".replace("\n", ", ")}, "[stop] target, [stop] kl"),
         ({"privacy": HIDDEN, "checkpoint": 'keep_best = "loss"'}, "[checkpoint] keep_best"),
+        ({"privacy": FEW, "stop": "kl = 0.5"}, "not enough for [stop] kl"),
+        ({"privacy": FEW, "stop": 'metric = "auroc", target = 0.9'}, "not enough for [stop] metric = 'auroc'"),
+        ({"privacy": FEW, "checkpoint": 'keep_best = "rmse"'}, "not enough for [checkpoint] keep_best = 'rmse'"),
     ],
 )
 def test_what_would_void_the_guarantee_is_refused_elsewhere(parts: dict[str, str], words: str) -> None:
@@ -132,6 +145,47 @@ def test_all_problems_are_named_at_once() -> None:
         check_private(make(strategy="", options='scaling = "local"'))
     assert "weighting" in str(error.value)
     assert "scaling" in str(error.value)
+
+
+def test_noised_metrics_are_enough_for_most() -> None:
+    check_private(make(FEW, stop="patience = 2", checkpoint='keep_best = "accuracy"'))
+    check_private(make(FEW, stop='metric = "auroc"'))
+
+
+def assert_the_whole_run_fits() -> None:
+    """Steps, and eleven evaluations of ten rounds, together within what the spec says, and hardly below it."""
+    spec = make(FEW)
+    training, metrics = planned_events(spec, 400)
+    assert metrics == SampledGaussian(sampling_rate=1.0, noise_multiplier=50.0, num_steps=11)
+    assert (training.sampling_rate, training.num_steps) == (0.04, 50)
+    happened = [training, metrics]
+    assert 1.99 < epsilon(happened, delta=1e-5) <= 2.0
+    assert training.noise_multiplier > planned_event(make(), 400).noise_multiplier
+
+
+def test_training_is_calibrated_beside_the_metrics() -> None:
+    assert_the_whole_run_fits()
+
+
+def test_metrics_that_are_not_planned_for_are_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(planning, "planned_metrics", lambda spec: ())
+    with pytest.raises((AssertionError, ValueError)):
+        assert_the_whole_run_fits()
+
+
+def test_every_evaluation_is_planned() -> None:
+    every = [num_evaluations(make(more=f"evaluation = {{ every = {k} }}")) for k in (1, 3, 5, 10, 11)]
+    assert every == [11, 5, 3, 2, 2], "those of rounds 1, 1 + k, 1 + 2k ..., and the last weights"
+
+
+def test_metrics_that_alone_take_more_than_the_run_may_have() -> None:
+    spec = make(NOISED + "epsilon = 2\nmetrics_noise_multiplier = 5")
+    with pytest.raises(PrivacyError, match=r"11 evaluations alone come to epsilon 2\.738 .* have 2\s"):
+        planned_events(spec, 400)
+    with pytest.raises(PrivacyError):
+        check_metrics(spec)
+    check_metrics(make(FEW))
+    check_metrics(make(NOISED + "noise_multiplier = 1\nmetrics_noise_multiplier = 0.1"))
 
 
 def test_declared_class_weights_are_fine() -> None:

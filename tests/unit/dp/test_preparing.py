@@ -17,6 +17,7 @@ from fedplat_silo.data.errors import Refused
 from fedplat_silo.trainer.ddp import Place
 from fedplat_silo.trainer.dp.bookkeeping import Bookkeeping
 from fedplat_silo.trainer.dp.preparing import prepare
+from fedplat_silo.trainer.group import released_by
 from fedplat_silo.trainer.loop import LocalRound
 from fedplat_silo.trainer.messages import Command
 from fedplat_silo.trainer.plan import TrainingPlan
@@ -162,9 +163,10 @@ def open_session(tmp_path: Path, patient: bool = False, **privacy: object) -> Se
     return Session(plan, Place(), lambda phase, share: None)
 
 
-@pytest.mark.parametrize("metrics", ["none", "unprotected"])
+@pytest.mark.parametrize("metrics", ["none", "noised", "unprotected"])
 def test_a_session_trains_privately_and_says_what_it_released(tmp_path: Path, metrics: str) -> None:
-    session = open_session(tmp_path, metrics=metrics, noise_multiplier=1.5)
+    noise = {"metrics_noise_multiplier": 9.0} if metrics == "noised" else {}
+    session = open_session(tmp_path, metrics=metrics, noise_multiplier=1.5, **noise)
     prepared = session.prepared()
     assert prepared.num_units == prepared.num_train > 60
     assert prepared.warnings == ()  # that there is one class only is a fact of the data
@@ -175,13 +177,16 @@ def test_a_session_trains_privately_and_says_what_it_released(tmp_path: Path, me
     assert done.sampling_rate == pytest.approx(4 / prepared.num_units)
     assert np.abs(out).max() > 0
     assert done.trained is not None
+    assert (done.trained.num_examples == 0) is (metrics != "unprotected")
+    assert done.metrics_noise_multiplier == noise.get("metrics_noise_multiplier", 0.0)
+    assert len(released_by(done)) == (2 if metrics == "noised" else 1)
     if metrics == "none":
         assert done.evaluated is None
-        assert done.trained.num_examples == 0
         assert session.evaluate(Command(kind="evaluate", round=1), weights).evaluated is None
     else:
         assert done.evaluated is not None
         assert done.evaluated.num_examples == prepared.num_test
+        assert done.evaluated.noised is (metrics == "noised")
 
 
 def test_a_session_counts_patients(tmp_path: Path) -> None:

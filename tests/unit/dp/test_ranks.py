@@ -13,7 +13,7 @@ import torch
 from scipy import stats
 
 from fedplat_silo.trainer.ddp import Place
-from tests.unit.dp.ranks import SCENARIOS, play
+from tests.unit.dp.ranks import METRICS_NOISE, SCENARIOS, play
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -62,6 +62,7 @@ def assert_equal(played: Played, one: str, several: str) -> None:
         ("one", "four"),
         ("few one", "few four"),
         ("patients one", "patients two"),
+        ("metrics one", "metrics two"),
     ],
 )
 def test_several_ranks_end_where_one_does(played: Played, one: str, several: str) -> None:
@@ -80,6 +81,19 @@ def test_two_ranks_are_noised_once(played: Played) -> None:
 def test_noise_of_each_rank_is_noticed(played: Played) -> None:
     with pytest.raises(AssertionError):
         assert_noised_once(played("noise per rank"))
+
+
+def assert_metrics_noised_once(played: Played, name: str) -> None:
+    assert stats.kstest((played(name) - played("metrics one")) / METRICS_NOISE, "norm").pvalue > 1e-5
+
+
+def test_the_metrics_of_two_ranks_are_noised_once(played: Played) -> None:
+    assert_metrics_noised_once(played, "metrics noise")
+
+
+def test_metrics_noise_of_each_rank_is_noticed(played: Played) -> None:
+    with pytest.raises(AssertionError):
+        assert_metrics_noised_once(played, "metrics noise per rank")
 
 
 @pytest.mark.parametrize("broken", ["whole mask", "own masks"])

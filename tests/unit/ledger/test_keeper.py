@@ -108,6 +108,23 @@ def test_the_plan_of_a_run(tmp_path: object) -> None:
     assert plan_run(spec(epsilon=3.0, expected_batch_size=10), 95) == calibrated
 
 
+NOISED = {"metrics": "noised", "metrics_noise_multiplier": 11.0, "epsilon": None, "noise_multiplier": 2.0}
+
+
+def test_noised_metrics_are_planned_and_a_budget_has_to_hold_them_too(scene: Scene) -> None:
+    """A hundred steps and eleven evaluations; the figure of these tests is 50 + 1."""
+    plan = plan_run(spec(expected_batch_size=10, **NOISED), 95)
+    assert [event.num_steps for event in plan] == [100, 11]
+    keeper = Keeper(begin_book(scene.home), scene.membership)
+    scene.register()
+    scene.budget(50.5)
+    with pytest.raises(BudgetExceeded) as caught:
+        keeper.reserve("r-1", spec(**NOISED), plan)
+    assert (caught.value.words["asked"], caught.value.words["budget"]) == ("51.000", "50.5")
+    scene.budget(51)
+    assert told(scene, keeper.reserve("r-1", spec(**NOISED), plan)).deed is Deed.RESERVED
+
+
 def test_a_statement_is_the_silos_own(scene: Scene) -> None:
     scene.register()
     signed = scene.signed(scene.reserve("r-1", steps(1)))

@@ -50,6 +50,11 @@ def refused_by(policy: Policy, asked: RunSpec) -> object:
         ({"allowed_privacy_modes": ["none"]}, spec(), "allowed_privacy_modes"),
         ({"largest_epsilon": 2.9}, spec(), "largest_epsilon"),
         ({"smallest_noise_multiplier": 1.1}, spec(epsilon=None, noise_multiplier=1.0), "smallest_noise_multiplier"),
+        (
+            {"smallest_noise_multiplier": 1.1},
+            spec(metrics="noised", metrics_noise_multiplier=1.0),
+            "smallest_noise_multiplier",
+        ),
         ({"privacy_unit": "patient"}, spec(unit="record"), "privacy_unit"),
     ],
 )

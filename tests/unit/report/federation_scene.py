@@ -94,7 +94,7 @@ def run_facts(**more: object) -> FederatedRun:
         "spec_hash": sha256_hex("spec"),
         "mode": "record",
         "delta": DELTA,
-        "spec": spec_facts(),
+        "spec": spec_facts("noised"),
         "state": "finished",
         "reason": "",
         "created_at": AT,

@@ -143,6 +143,21 @@ def test_a_plan_before_the_run(silo: Scene) -> None:
         assert CliRunner().invoke(report, ["privacy", *wrong]).exit_code == 2
 
 
+def test_a_plan_with_noised_metrics(silo: Scene) -> None:
+    """Ten rounds of one step, eleven evaluations."""
+    plan = silo.folder / "study.toml"
+    noised = PRIVATE.replace('"none"', '"noised"\nmetrics_noise_multiplier = 20.0')
+    plan.write_text(table("heart", rounds=10) + noised)
+    found = made(silo, "--plan", str(plan), "--units", "30").report
+    [steps, figures] = found.accounting.runs[-1].may_still_spend
+    assert (figures.sampling_rate, figures.noise_multiplier, figures.num_steps) == (1.0, 20.0, 11)
+    assert found.privacy_loss.alone is not None
+    assert found.privacy_loss.alone.epsilon == epsilon([steps.fact(), figures.fact()], delta=1e-5)
+    plan.write_text(plan.read_text().replace("noise_multiplier = 2.0", "epsilon = 0.5"))
+    with pytest.raises(FedplatError, match=r"11 evaluations alone come to epsilon 0\.591 at"):
+        call(silo, "privacy", "--plan", str(plan), "--units", "30")
+
+
 def test_a_plan_before_there_is_a_ledger(silo: Scene, tmp_path: Path) -> None:
     (tmp_path / "b" / "silos" / "new").mkdir(parents=True, mode=0o700)
     plan = tmp_path / "study.toml"

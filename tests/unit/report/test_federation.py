@@ -54,6 +54,11 @@ def test_the_federation_is_the_worst_silo(told: FederationFile) -> None:
     assert not [line for line in told.report.summary if line.startswith("Attention")]
 
 
+def test_noised_metrics_are_counted_and_not_called_unprotected(told: FederationFile) -> None:
+    assert judged(told.report, "metrics-counted") is Status.PASS
+    assert any("Nothing through figures of merit" in line for line in told.report.dp_flavor.unprotected_quantities)
+
+
 def test_declared_overlap_composes() -> None:
     report = make_federation_report(material(overlaps=(("hospital-a", "hospital-b"),)))
     loss = report.privacy_loss

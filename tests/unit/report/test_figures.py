@@ -6,7 +6,17 @@ import pytest
 
 from fedplat.ledger import to_wire
 from fedplat.privacy import PrvBounds, checks, epsilon
-from fedplat.report import BookFacts, DatasetFacts, Limit, PrivacyReport, ReportFile, RunState, make_report, sign_report
+from fedplat.report import (
+    BookFacts,
+    DatasetFacts,
+    Limit,
+    PrivacyReport,
+    ReportFile,
+    RunState,
+    make_report,
+    render,
+    sign_report,
+)
 from fedplat.report.figures import right_in_100
 from fedplat.report.model import Kind, Status
 from tests.unit.report.scene import KEY, material, release, run, spec_facts, steps
@@ -106,6 +116,32 @@ def test_a_plan_is_weighed_with_all_that_may_still_come() -> None:
     assert "would be right" in report.summary[0]
     assert "this plan included" in report.summary[1]
     assert any("metrics = none" in line for line in report.dp_flavor.unprotected_quantities)
+
+
+def test_noised_metrics_are_counted_and_not_called_unprotected() -> None:
+    """Ten releases, each with an evaluation beside its steps, and the closing one."""
+    figures, closing = steps(1, noise=20.0, rate=1.0), release("r-2", 11, 0)
+    releases = [
+        one.model_copy(update={"events": (*one.events, *to_wire([figures]))}) for one in (*material().releases, closing)
+    ]
+    runs = (run("r-1", spec=spec_facts("noised")), run("r-2", spec=spec_facts("noised")))
+    found = sign_report(KEY, make_report(material(runs=runs, releases=tuple(releases))))
+    report = found.report
+    assert report.privacy_loss.alone is not None
+    assert report.privacy_loss.alone.epsilon == epsilon([steps(600), steps(7, noise=20.0, rate=1.0)], delta=1e-5)
+    assert report.privacy_loss.alone.epsilon > epsilon([steps(600)], delta=1e-5)
+    assert (judged(report, "metrics-counted"), judged(report, "accountants-agree")) == (Status.PASS, Status.PASS)
+    assert found.signature is not None
+    told = " ".join(report.dp_flavor.unprotected_quantities)
+    assert "Nothing through figures of merit" in told
+    assert "leave without noise" not in told
+    text = render(found, "md")
+    for line in (
+        "1 step, rate 1, noise multiplier 20",
+        "metrics noised",
+        "Gaussian noise of a noise multiplier of their",
+    ):
+        assert line in text, line
 
 
 def test_lost_entries_count() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import secrets
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -127,3 +128,28 @@ def test_there_is_room_for_every_roster() -> None:
     assert with_update.length == 10 + FORMAT.length
     assert without.length == FORMAT.length
     assert with_update.fields() != without.fields()
+
+
+def test_noised_counts_keep_their_sign_through_the_sum() -> None:
+    nothing = MetricSums(counts={"examples": [0], "correct": [0]}, totals={"loss": 0.0}, noised=True)
+    layout, limit = FiguresFormat(nothing), limit_for(64)
+    counts = [-limit, limit, -3, 1] + [-limit] * 60
+    silos = [
+        Figures(
+            weight=1,
+            evaluated=MetricSums(counts={"examples": [2], "correct": [n]}, totals={"loss": -0.5}, noised=True),
+            trained=nothing,
+        )
+        for n in counts
+    ]
+    total = np.zeros(layout.length, np.uint32)
+    for silo in silos:
+        total += layout.encode(silo, limit, KEY)
+    found = layout.decode(total, 64).evaluated
+    assert found is not None
+    assert (found.noised, found.counts) == (True, {"examples": [128], "correct": [sum(counts)]})
+    assert found.totals["loss"] == -32.0
+    with pytest.raises(RefusedError):
+        layout.encode(replace(silos[0], evaluated=found), limit - 1, KEY)
+    with pytest.raises(RefusedError):
+        FORMAT.encode(replace(silos[0], trained=None), limit, KEY)

@@ -131,9 +131,10 @@ def test_initial_weights_and_the_last_evaluation(home: SiloHome, server: RoadSer
     evaluated = silo.ask(EvaluateRequest.model_validate(silo.offer() | {"round": 3}), EvaluateReply)
     assert evaluated.body.failed is None
     assert silo.cast.did == ["start", "evaluate 3"]
-    assert silo.files() == ["0.buffer"]
+    figures = ["4.buffer", "4.update"]
+    assert silo.files() == ["0.buffer", *figures]
     silo.train_large()
-    assert silo.files() == ["1.buffer", "1.update"]
+    assert silo.files() == ["1.buffer", "1.update", *figures]
 
 
 def test_weights_of_another_size_are_not_even_fetched(home: SiloHome, server: RoadServer) -> None:
