@@ -143,7 +143,7 @@ def _problems(spec: RunSpec) -> Iterator[str]:
         yield "[training] gradient_clip has no place, for [privacy] clip_norm clips each gradient"
     if training.local_checkpoint_steps is not None:
         yield "[training] local_checkpoint_steps has no place, for a step that is repeated is a step that is spent"
-    if spec.strategy.weighting is Weighting.EXAMPLES:
+    if spec.strategy.weighting == Weighting.EXAMPLES:
         yield "[strategy] weighting must be 'uniform' or 'declared', for weights must not depend on the data"
     if spec.task.name == "tabular" and options.get("scaling") == "local":
         yield "[task.options] scaling must be 'declared', for one record moves the mean that scales all others"
