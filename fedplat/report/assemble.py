@@ -30,7 +30,7 @@ def make_report(material: Material) -> PrivacyReport:
     """Computes every figure from the events. Takes seconds. Raises PrivacyError for events without figures."""
     kind = _kind(material)
     loss, lifetime = _loss(material), _lifetime(material)
-    accounting = _accounting(material, lifetime)
+    accounting, private = _accounting(material, lifetime), wording.is_private(material)
     return PrivacyReport(
         kind=kind,
         made_at=material.made_at,
@@ -41,9 +41,9 @@ def make_report(material: Material) -> PrivacyReport:
             *wording.failed(accounting.assumptions),
         ),
         product=_product(material),
-        dp_flavor=promise.flavor(material.unit, wording.unprotected(material)),
+        dp_flavor=promise.flavor(material.unit, wording.unprotected(material), private),
         privacy_loss=loss,
-        model=promise.trust_model("the silo", wording.actors(material)),
+        model=promise.trust_model("the silo", wording.actors(material), private),
         accounting=accounting,
         implementation=promise.implementation(),
         empirical=Empirical(note=wording.NO_AUDIT),

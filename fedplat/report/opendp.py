@@ -48,14 +48,14 @@ def _product(report: PrivacyReport | FederationReport, day: str) -> Record:
         "data_product_region": _BY_HAND,
         "description": product.description,
         "publication_date": day,
-        "data_product_sector": "Health",
+        "data_product_sector": _BY_HAND,
     }
 
 
 def _flavor(report: PrivacyReport | FederationReport) -> Record:
     flavor, loss = report.dp_flavor, _reported(report)
     return {
-        "name": "Approximate DP",
+        "name": "Approximate DP" if loss.epsilon is not None else _BY_HAND,
         "input_metric": flavor.input_metric,
         "bound_on_input_distance": str(flavor.bound_on_input_distance),
         "output_measure": flavor.output_measure,

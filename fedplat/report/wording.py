@@ -33,6 +33,13 @@ MECHANISMS = (
 RANDOMNESS = "The operating system's, in the silo; the server knows no seed of samples or noise."
 NO_AUDIT = "No attack was run against the models of this report; the figures are proofs, not measurements."
 
+_NOISED = {
+    True: ", each noised before it left",
+    False: ", without any noise",
+    None: ", noised before they left where the run has differential privacy, else not",
+}
+_BESIDES = "figures of merit, timings, and what the silos have signed of their ledgers"
+
 ATTENTION = "Attention"
 TIMES = "times in 100"
 _UNITS = {
@@ -90,19 +97,34 @@ def actors(material: Material) -> tuple[Actor, ...]:
     """Who sees what."""
     run = material.the_run
     is_secure = run.spec.secure_aggregation if run is not None and run.spec is not None else None
+    return everybody(f"Silo {material.silo}", is_secure, is_private(material))
+
+
+def everybody(silo: str, is_secure: bool | None, private: bool | None) -> tuple[Actor, ...]:
+    """Who sees what, from the inside out; `is_secure`, `private`: None if runs differ in that."""
+    made_of = "each round's model, which is made of the updates" + _NOISED[private]
     return (
-        Actor(name=f"Silo {material.silo}", sees="its own records, and each round's model"),
-        Actor(name="The server and its operator", sees=server_sees(is_secure)),
-        Actor(name="Other silos", sees="each round's model, which is made of the noised updates"),
+        Actor(
+            name=f"{silo}, and whoever administers its machine",
+            sees="everything there: records, gradients before the noise, keys; and each round's model",
+        ),
+        Actor(name="The server and its operator", sees=f"{_server_sees(is_secure, private)}; {_BESIDES}"),
+        Actor(name="Other silos", sees=made_of),
         Actor(name="Whoever gets the model", sees="the final model, and what the study publishes of its rounds"),
     )
 
 
-def server_sees(is_secure: bool | None) -> str:
-    """`is_secure`: whether updates were masked; None if runs differ in that."""
-    single = "every update of a silo, noised before it left"
-    total = "the sum of all silos' updates, each of them noised before it left, and no single one"
+def _server_sees(is_secure: bool | None, private: bool | None) -> str:
+    single = f"every update of a silo{_NOISED[private]}"
+    total = f"the sum of all silos' updates{_NOISED[private]}, and no single one"
     return {True: total, False: single, None: f"as a run's spec says, {single}, or only {total}"}[is_secure]
+
+
+def is_private(material: Material) -> bool | None:
+    """Whether the run, or every run, has differential privacy; None if some have it, and some not."""
+    runs = [material.the_run] if material.the_run is not None else material.runs
+    found = {run.has_privacy for run in runs} or {True}
+    return found.pop() if len(found) == 1 else None
 
 
 def _releases(kind: Kind) -> str:
@@ -117,13 +139,15 @@ def _odds(material: Material, lead: str, loss: Loss, will: str) -> str:
 def odds(who: str, loss: Loss) -> str:
     """How often somebody is right, beside a coin; `who`: the sentence up to that."""
     if loss.epsilon is None:
-        return f"{who} up to 100 {TIMES}: there is no bound, where a coin toss is right 50 times."
+        return f"{who} up to 100 {TIMES}: there is no bound. A coin toss is right 50 times."
     return f"{who} at most {loss.right_in_100} {TIMES}, where a coin toss is right 50 times."
 
 
 def _figures(kind: Kind, loss: PrivacyLoss, lifetime: Lifetime) -> Iterator[str]:
     delta = f"{lifetime.delta:g}"
-    if loss.alone is not None:
+    if loss.alone is not None and loss.alone.epsilon is None:
+        yield f"No epsilon, the usual measure, bounds what that run {_releases(kind)}."
+    elif loss.alone is not None:
         yield f"In the usual measure, that run's epsilon is {say(loss.alone.epsilon)} at delta {delta}."
     when = "would have been spent with this plan and all that open runs may still spend"
     what = when if kind is Kind.PLAN else "was spent so far"

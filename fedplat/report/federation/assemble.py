@@ -33,16 +33,16 @@ def make_federation_report(material: FederationMaterial) -> FederationReport:
     delta = delta_of(material)
     loss = _loss(material, charges, delta)
     checks = _checks(material, charges, delta)
-    found = assumptions(material, charges, loss, checks)
+    found, private = assumptions(material, charges, loss, checks), wording.is_private(material)
     return FederationReport(
         made_at=material.made_at,
         server=material.server,
         subject=material.subject,
         summary=(*wording.summary(material, loss), *common.failed(found)),
         product=_product(material),
-        dp_flavor=promise.flavor(loss.privacy_unit, wording.unprotected(material, loss.privacy_unit)),
+        dp_flavor=promise.flavor(loss.privacy_unit, wording.unprotected(material, loss.privacy_unit), private),
         privacy_loss=loss,
-        model=promise.trust_model("each silo", wording.actors(material)),
+        model=promise.trust_model("each silo", wording.actors(material), private),
         run=material.run,
         accounting=FederationAccounting(
             accountant=promise.ACCOUNTANT,

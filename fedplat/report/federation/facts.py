@@ -111,7 +111,8 @@ def _run(run: FederatedRun) -> Chapter:
 def _masking(run: FederatedRun) -> Chapter:
     facts = run.masking
     if facts is None:
-        return Chapter("Secure aggregation", text="There was none: the server saw each silo's update, noised as it is.")
+        how = "noised as it is" if run.is_private else "without any noise"
+        return Chapter("Secure aggregation", text=f"There was none: the server saw each silo's update, {how}.")
     confirmed = "nobody said" if facts.num_confirmed is None else str(facts.num_confirmed)
     rows = [
         ("Sums", str(facts.num_sums)),
@@ -120,6 +121,8 @@ def _masking(run: FederatedRun) -> Chapter:
         ("Peers confirmed by phone, the fewest", confirmed),
     ]
     text = "The server saw sums of updates, each noised in its silo. The epsilons above do not rest on that."
+    if not run.is_private:
+        text = "The server saw sums of updates, and no single one; no update was noised."
     return Chapter("Secure aggregation", text=text, tables=(pairs(rows),))
 
 

@@ -196,3 +196,15 @@ def test_every_format_is_always_the_same(told: FederationFile, form: str) -> Non
     assert text == render(told, form)
     assert "hospital-c" in text or "hospital\\-c" in text
     assert "complian" not in text.lower()
+
+
+def test_no_noise_is_claimed_where_there_was_none() -> None:
+    bare = run_facts(mode="none", spec=spec_facts("unprotected"))
+    silos = (facts("hospital-a", 200, 300, bare_runs=("r-2",)),)
+    for masking in (bare.masking, None):
+        run = bare.model_copy(update={"masking": masking})
+        text = render(sign_federation(SERVER, make_federation_report(material(run=run, silos=silos))), "md")
+        for claim in ("each update is noised", "noised in its silo", "noised before it left", "noise in each silo"):
+            assert claim not in text, claim
+        assert "no update was noised" in text
+        assert "| Promise | None: the run has no differential privacy" in text

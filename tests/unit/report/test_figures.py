@@ -144,3 +144,14 @@ def test_a_silo_that_did_nothing_yet() -> None:
     assert report.privacy_loss.lifetime.right_in_100 == 50
     assert report.accounting.lifetime.fits is None
     assert any("no budget" in line for line in report.summary)
+
+
+@pytest.mark.parametrize(("subject", "claimed"), [("bare", False), (None, None), ("r-1", True)])
+def test_no_noise_is_claimed_where_there_was_none(subject: str | None, claimed: bool | None) -> None:
+    bare = run("bare", mode="none", has_privacy=False)
+    report = make_report(material(runs=(run("r-1"), bare), releases=(release("bare", 1, 0),), subject=subject))
+    seen = " ".join(actor.sees for actor in report.model.actors)
+    assert ("each noised before it left" in seen) is (claimed is True)
+    assert ("without any noise" in seen) is (claimed is False)
+    assert report.model.model_name.startswith("noise in the silo") is (claimed is not False)
+    assert report.dp_flavor.name.startswith("None") is (claimed is False)
