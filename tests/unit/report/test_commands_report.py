@@ -184,6 +184,11 @@ def test_what_is_no_report(silo: Scene) -> None:
         call(silo, "verify", str(other))
 
 
+def test_a_folder_that_is_not_there(silo: Scene) -> None:
+    with pytest.raises(FedplatError, match="cannot be written: No such file or directory"):
+        call(silo, "privacy", "--output", str(silo.folder / "nowhere" / "report.html"))
+
+
 def test_where_there_is_neither_side_it_says_what_to_do(tmp_path: Path) -> None:
     for more, words in ((), "neither a server nor a silo"), (("--silo", "x"), "no silo x"):
         with pytest.raises(FedplatError, match=words) as caught:
