@@ -62,7 +62,7 @@ def _loss(material: Material) -> PrivacyLoss:
     own = sums.alone(material, run) if run is not None else None
     return PrivacyLoss(
         privacy_unit=material.unit,
-        privacy_unit_description=wording.unit_in_words(material),
+        privacy_unit_description=wording.UNITS[material.unit],
         alone=loss_of(own.events, material.delta, is_bounded=own.is_bounded) if own else None,
         lifetime=loss_of(total.events, material.delta, is_bounded=total.is_bounded),
     )

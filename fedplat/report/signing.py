@@ -172,8 +172,11 @@ def _check_statements(report: FederationReport) -> None:
     for line in report.privacy_loss.silos:
         if line.statement is None or line.statement_key is None:
             continue
-        key = load_public(line.statement_key)
-        told = verify_statement(line.statement, key, line.silo)
+        try:
+            key = load_public(line.statement_key)
+            told = verify_statement(line.statement, key, line.silo)
+        except (IdentityError, WireError):
+            raise IdentityError(f"a statement in the report is not as silo {line.silo} signed it", hint=_HINT) from None
         if fingerprint(key) != line.fingerprint or told.spent != line.lifetime.events:
             raise IdentityError(f"the report says something else than silo {line.silo} has signed", hint=_HINT)
 

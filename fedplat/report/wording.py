@@ -17,7 +17,7 @@ _GOVERNANCE = {
     "recipients": "Recipients of the model",
     "retention": "Retention",
 }
-_BY_HAND = ("Privacy officer", "Decision, and until when it holds")
+_BY_HAND = ("Privacy officer (name, date, signature)", "Decision", "Until when it holds")
 POPULATION_FACTS = (
     "What the study finds out about people in general. If the model shows that smokers fall ill more often, one"
     " learns something about every smoker, whether or not they were in the data."
@@ -33,6 +33,10 @@ MECHANISMS = (
 RANDOMNESS = "The operating system's, in the silo; the server knows no seed of samples or noise."
 NO_AUDIT = "No attack was run against the models of this report; the figures are proofs, not measurements."
 
+NEW_DATASET = (
+    "The silo's ledger does not know this dataset yet. If its patients are in another dataset here, what they were"
+    " charged comes on top: the silo finds that out when it takes part."
+)
 _NOISED = {
     True: ", each noised before it left",
     False: ", without any noise",
@@ -42,15 +46,13 @@ _BESIDES = "figures of merit, timings, and what the silos have signed of their l
 
 ATTENTION = "Attention"
 TIMES = "times in 100"
-_UNITS = {
-    "patient": "All records of one patient in this silo's training data, together.",
-    "record": "One record in this silo's training data. A patient with several records is protected less.",
+UNITS = {
+    "patient": "Protected are all records of one patient in a silo's training data together, however many: the spec"
+    " names the column that says whose a record is, and they move a step by the clip norm at most.",
+    "record": "Protected is one record in a silo's training data: the spec of a run names no column that says whose a"
+    " record is, or wants it so. A patient with several records is protected less.",
 }
-
-
-def unit_in_words(material: Material) -> str:
-    """Whom the figures protect."""
-    return _UNITS[material.unit]
+"""Whom the figures protect, and why."""
 
 
 def summary(material: Material, kind: Kind, loss: PrivacyLoss, lifetime: Lifetime) -> tuple[str, ...]:
@@ -64,7 +66,7 @@ def summary(material: Material, kind: Kind, loss: PrivacyLoss, lifetime: Lifetim
         Kind.RUN: "From all that these patients' data were used for here, that run included: s",
         Kind.PLAN: "From all that these patients' data were, and may yet be, used for here, this plan included: s",
     }
-    return (*lines, _odds(material, leads[kind], loss.lifetime, will), *_figures(kind, loss, lifetime))
+    return (*lines, _odds(material, leads[kind], loss.lifetime, will), *_figures(material, kind, loss, lifetime))
 
 
 def to_be_filled_in(said: GovernanceSection) -> tuple[str, ...]:
@@ -143,7 +145,7 @@ def odds(who: str, loss: Loss) -> str:
     return f"{who} at most {loss.right_in_100} {TIMES}, where a coin toss is right 50 times."
 
 
-def _figures(kind: Kind, loss: PrivacyLoss, lifetime: Lifetime) -> Iterator[str]:
+def _figures(material: Material, kind: Kind, loss: PrivacyLoss, lifetime: Lifetime) -> Iterator[str]:
     delta = f"{lifetime.delta:g}"
     if loss.alone is not None and loss.alone.epsilon is None:
         yield f"No epsilon, the usual measure, bounds what that run {_releases(kind)}."
@@ -155,8 +157,10 @@ def _figures(kind: Kind, loss: PrivacyLoss, lifetime: Lifetime) -> Iterator[str]
         yield "For life, no epsilon bounds what was released, or may be: something has no noise, or too little."
     else:
         yield f"For life, epsilon {say(lifetime.after)} at delta {delta} {what}."
+    if kind is Kind.PLAN and not material.datasets:
+        yield NEW_DATASET
     if lifetime.budget is None:
-        yield "There is no budget for these patients: nothing stops further runs."
+        yield "There is no budget for these patients: no limit in epsilon stops further runs."
     elif lifetime.fits:
         yield f"That is within the budget of epsilon {lifetime.budget:g}, which is for life and for all runs together."
     else:
@@ -167,7 +171,7 @@ def _figures(kind: Kind, loss: PrivacyLoss, lifetime: Lifetime) -> Iterator[str]
 
 def _unprotected(material: Material) -> Iterator[str]:
     yield POPULATION_FACTS
-    yield "That this hospital takes part, in which runs and when, and how long it needed: timings leave as they are."
+    yield "That this hospital takes part, in which runs and when, how long it needed, and whether its training failed."
     yield "How many patients or records there are: the promise takes the number as public."
     run = material.the_run
     yield metrics_told(run.spec.metrics if run is not None and run.spec is not None else None)

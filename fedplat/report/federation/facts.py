@@ -12,7 +12,7 @@ from fedplat.report.federation.material import FederatedRun
 from fedplat.report.federation.model import FederationFile, FederationReport, SiloLine
 from fedplat.report.pictures import trade_off
 from fedplat.report.plots import bar, bar_plot
-from fedplat.report.wording import say
+from fedplat.report.wording import UNITS, say
 
 _MOST_BARS = 64
 _DECLARED = "the server cannot see it; whoever signs relies on silos, software or people for it"
@@ -58,7 +58,8 @@ def _chapters(file: FederationFile) -> Iterator[Chapter]:
     loss = report.privacy_loss
     yield Chapter("What is not protected", items=report.dp_flavor.unprotected_quantities)
     yield _silos(report)
-    yield chapters.figures(loss.privacy_unit, loss.rule, loss.alone, loss.lifetime)
+    whom = f"{UNITS[loss.privacy_unit]} {loss.rule}"
+    yield chapters.figures(loss.privacy_unit, whom, loss.alone, loss.lifetime)
     if report.run is not None:
         yield _run(report.run)
         yield _masking(report.run)
@@ -70,11 +71,16 @@ def _chapters(file: FederationFile) -> Iterator[Chapter]:
     yield Chapter("Who sees what", tables=(pairs((actor.name, actor.sees) for actor in report.model.actors),))
     yield Chapter("Tested by attack", text=report.empirical.note)
     yield _evidence(report)
-    yield _governance(file)
+    signature = [("Report made at", f"{report.made_at:%Y-%m-%d %H:%M} UTC"), ("Server", report.server)]
+    signature += chapters.signature_lines(file.signature, file.unsigned_because)
+    governance = report.governance
+    yield from chapters.ending(
+        signature, "the server's signature, and those of the silos", governance.said, governance.to_be_filled_in
+    )
 
 
 def _silos(report: FederationReport) -> Chapter:
-    head = ("Silo", "Dataset", "For each", "Rounds", "Epsilon of the run", "Of all runs", "With all to come", "Budget")
+    head = ("Silo", "Dataset", "For each", "Rounds", "Epsilon of the run", "Of all runs", "Reserved", "Budget")
     rows = []
     for line in report.privacy_loss.silos:
         alone = "" if line.alone is None else ("" if line.alone_is_known else "at most ") + say(line.alone.epsilon)
@@ -85,7 +91,8 @@ def _silos(report: FederationReport) -> Chapter:
     return Chapter(
         "Silo by silo",
         text=f"Epsilons at delta {report.privacy_loss.delta:g}, computed from what each silo has signed."
-        f" {report.accounting.composition}",
+        f" {report.accounting.composition} Reserved: what runs might still spend when the silo last signed; what a run"
+        " leaves is given back when it ends.",
         tables=(Table(head, tuple(rows)),),
     )
 
@@ -100,12 +107,19 @@ def _run(run: FederatedRun) -> Chapter:
         ("Ended", f"{run.finished_at:%Y-%m-%d %H:%M} UTC" if run.finished_at else "not yet"),
         ("Rounds", f"{run.num_rounds_committed} of {spec.num_rounds}"),
         ("Silos asked", str(run.num_silos_asked)),
-        ("Privacy", f"{run.mode}, clip norm {spec.clip_norm:g}, expected batch {spec.expected_batch_size}"),
+        ("Privacy", _privacy(run)),
         ("Metrics", spec.metrics),
         ("Spec", run.spec_hash),
         ("Model (SHA-256)", run.model_hash or "none yet"),
     ]
     return Chapter("The run", tables=(pairs(facts),))
+
+
+def _privacy(run: FederatedRun) -> str:
+    how = chapters.mode_in_words(run.mode)
+    if not run.is_private:
+        return how
+    return f"{how}, clip norm {run.spec.clip_norm:g}, {run.spec.expected_batch_size} in a step on average"
 
 
 def _masking(run: FederatedRun) -> Chapter:
@@ -116,8 +130,11 @@ def _masking(run: FederatedRun) -> Chapter:
     confirmed = "nobody said" if facts.num_confirmed is None else str(facts.num_confirmed)
     rows = [
         ("Sums", str(facts.num_sums)),
-        ("Silos in the smallest", str(facts.smallest_cohort)),
-        ("May side with the server, in the worst step", str(facts.colluders_tolerated)),
+        ("Silos in the smallest sum", str(facts.smallest_cohort)),
+        (
+            "May side with the server and learn no single update",
+            f"{facts.colluders_tolerated} silos, in the worst step",
+        ),
         ("Peers confirmed by phone, the fewest", confirmed),
     ]
     text = "The server saw sums of updates, each noised in its silo. The epsilons above do not rest on that."
@@ -134,18 +151,6 @@ def _evidence(report: FederationReport) -> Chapter:
     return Chapter(
         "What the silos have signed",
         text="The last statement of each: when (UTC), by which key, and all that was ever charged. The JSON has the"
-        " statements and their signatures, which `fedplat report verify FILE` checks as well.",
+        " statements and their signatures, which fedplat report verify checks as well.",
         tables=(Table(("Silo", "At", "Key", "Charged in all"), tuple(rows)),),
-    )
-
-
-def _governance(file: FederationFile) -> Chapter:
-    report = file.report
-    facts = [("Report made at", f"{report.made_at:%Y-%m-%d %H:%M} UTC"), ("Server", report.server)]
-    facts += chapters.signature_lines(file.signature, file.unsigned_because)
-    blank = [(line, "") for line in report.governance.to_be_filled_in]
-    return Chapter(
-        "Signature, and what people add",
-        text="`fedplat report verify FILE` checks the server's signature, and those of the silos.",
-        tables=(pairs((*facts, *report.governance.said)), pairs(blank)),
     )

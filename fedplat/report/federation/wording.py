@@ -99,7 +99,7 @@ def _odds(lead: str, loss: Loss, unit: Unit) -> str:
 
 def _unprotected(material: FederationMaterial, unit: Unit) -> Iterator[str]:
     yield common.POPULATION_FACTS
-    yield "Which hospitals take part, in which rounds and when, and how long each needed: the server knows it."
+    yield "Which hospitals take part, in which rounds and when, how long each needed, and whose training failed."
     yield "How many patients or records a silo has: its signed sampling rate tells it; it counts as public."
     run = material.run
     yield common.metrics_told(run.spec.metrics if run is not None else None)

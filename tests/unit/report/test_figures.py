@@ -59,7 +59,8 @@ def test_other_accountants_agree(file: ReportFile) -> None:
     assert check.pld is not None
     assert check.rdp == pytest.approx(2.101, abs=5e-4)
     assert check.failures == ()
-    assert judged(file.report, "accountants-agree") is Status.PASS
+    [agreed] = [one for one in file.report.accounting.assumptions if one.name == "accountants-agree"]
+    assert (agreed.status, agreed.detail) == (Status.PASS, "Checked by RDP and PRV.")
 
 
 def test_nobody_signs_what_the_accountants_disagree_about(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -106,6 +107,19 @@ def test_a_plan_is_weighed_with_all_that_may_still_come() -> None:
     assert "would be right" in report.summary[0]
     assert "this plan included" in report.summary[1]
     assert any("metrics = none" in line for line in report.dp_flavor.unprotected_quantities)
+
+
+def test_a_plan_on_data_that_the_book_does_not_know_says_so() -> None:
+    planned = run("next (plan)", RunState.PLANNED, rest=10, dataset="other", spec=spec_facts("none"))
+    new = make_report(material(runs=(planned,), releases=(), datasets=(), subject="next (plan)", num_units=900))
+    known = make_report(material(runs=(planned,), releases=(), subject="next (plan)", num_units=900))
+    said = ["does not know this dataset" in " ".join(report.summary) for report in (new, known)]
+    assert said == [True, False]
+
+
+def test_how_many_delta_leaves_open_is_told(file: ReportFile) -> None:
+    [detail] = [one.detail for one in file.report.accounting.assumptions if one.name == "small-delta"]
+    assert detail.startswith("1e-05 x 1000 = 0.01. On average epsilon may fail so many")
 
 
 def test_lost_entries_count() -> None:

@@ -46,6 +46,8 @@ def test_both_reports_are_whole_and_always_the_same(file: ReportFile) -> None:
             "smokers",
             "What the figures rest on",
             "Epsilon",
+            "page 1 of 7",
+            "A PDF or a print cannot be checked",
         ):
             assert told in text, told
         assert one.signature is not None

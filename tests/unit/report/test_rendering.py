@@ -14,6 +14,7 @@ import pytest
 from fedplat.ledger import Event
 from fedplat.privacy import epsilon
 from fedplat.report import FORMATS, DatasetFacts, ReportFile, make_report, render, unsigned_report
+from fedplat.report.signing import AnyFile
 from tests.unit.report.federation_scene import signed
 from tests.unit.report.scene import material, run, spec_facts
 
@@ -46,7 +47,7 @@ class Page(HTMLParser):
         self.words.append(data)
 
 
-def page(file: ReportFile) -> Page:
+def page(file: AnyFile) -> Page:
     found = Page()
     found.feed(render(file, "html"))
     found.close()
@@ -73,6 +74,14 @@ def test_nothing_that_is_written_in_becomes_markup() -> None:
     assert "script" not in page(file).tags
     assert "<script" not in render(file, "html")
     assert not re.search(r"(?<!\\)<", render(file, "md"))
+
+
+def test_a_stranger_finds_the_words_and_what_is_left_open(file: ReportFile) -> None:
+    for one in (file, signed()):
+        text = " ".join(page(one).words)
+        for told in ("e^epsilon", "Delta times the number", "serves small groups worse", "Until when it holds"):
+            assert told in text, told
+        assert "`" not in text
 
 
 def test_the_csv_gives_the_same_figure(file: ReportFile) -> None:
