@@ -31,7 +31,7 @@ DECLARED = (
 )
 
 
-FAR_BELOW = "On average epsilon may fail so many: it should be far below one."
+FAR_BELOW = "So many, on average, epsilon may not protect: it should be far below one."
 
 
 def assumptions(

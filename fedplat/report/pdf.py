@@ -115,7 +115,7 @@ def _panel(lines: Sequence[str], style: str, ground: str, edge: str) -> Flowable
         TableStyle(
             [
                 ("BACKGROUND", (0, 0), (-1, -1), HexColor(ground)),
-                ("LINEBEFORE", (0, 0), (0, -1), 4, HexColor(edge)),
+                ("LINEBEFORE", (0, 0), (0, -1), 4, HexColor(edge), "butt"),
                 ("LEFTPADDING", (0, 0), (-1, -1), 12),
             ]
         )

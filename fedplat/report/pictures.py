@@ -27,7 +27,9 @@ def pictures(report: PrivacyReport) -> Iterator[Figure]:
 
 def trade_off(losses: Sequence[tuple[str, Loss, str]]) -> Figure:
     """Of each (name, loss, style): how well the best test tells who took part."""
-    lines = [Line(name, [(p.fpr, p.tpr) for p in loss.trade_off], style) for name, loss, style in losses]
+    same = len(losses) > 1 and len({loss.trade_off for _, loss, _ in losses}) == 1
+    shown = [(" and ".join(name for name, _, _ in losses), *losses[0][1:])] if same else losses
+    lines = [Line(name, [(p.fpr, p.tpr) for p in loss.trade_off], style) for name, loss, style in shown]
     return line_plot(
         "How well the best test tells whether somebody took part",
         Axis("falsely accused (false positive rate)", 1),

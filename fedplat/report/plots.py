@@ -14,6 +14,7 @@ _LEFT, _RIGHT, _TOP, _BOTTOM = 58, 16, 18, 46
 _NUM_TICKS = 5
 _BAR, _NAMES = 28, 92
 _MOST_DOTS = 40
+_LETTER = 7
 _RULES = ("limit", "coin")
 
 
@@ -88,7 +89,7 @@ def bar_plot(
     if limit:
         at = _x_bar(limit, x)
         shapes.append(Segment(at, _TOP - 6, at, height - _BOTTOM, "limit"))
-        legend = (*legend, ("budget", "limit"))
+        legend = (*legend, (f"budget {limit:g}", "limit"))
     shapes += [shape for place, one in enumerate(bars) for shape in _bar(one, x, _TOP + _BAR * place)]
     return Figure(name, _WIDTH, height, tuple(shapes), tuple(legend))
 
@@ -103,7 +104,7 @@ def _bar(one: Bar, x: Axis, top: int) -> Iterator[Shape]:
         reached = _x_bar(x.end, x)
         yield Box(start, top + 4, reached - start, 18, "bare")
     yield Words(start - 8, top + 17, _short(one.name), "end")
-    inside = not one.parts or reached > _WIDTH - 70
+    inside = not one.parts or reached + 12 + _LETTER * len(one.shown) > _WIDTH
     at = (reached - 6, top + 17) if inside else (reached + 6, top + 17)
     yield Words(*at, one.shown, "end" if inside else "start", on_bar=inside)
 

@@ -32,7 +32,7 @@ def flavor(unit: Unit, unprotected: tuple[str, ...], private: bool | None) -> Fl
         input_metric=f"zero-out: the data of one {unit} are there, or are as if they were all zero",
         bound_on_input_distance=1,
         output_measure="(epsilon, delta), from the privacy loss distribution of all releases together",
-        data_domain="tables whose columns, scales and categories are declared in the run spec",
+        data_domain="as the run spec declares it: of tables the columns, their scales and categories",
         unprotected_quantities=unprotected,
     )
 

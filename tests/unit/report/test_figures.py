@@ -7,8 +7,11 @@ import pytest
 from fedplat.ledger import to_wire
 from fedplat.privacy import PrvBounds, checks, epsilon
 from fedplat.report import BookFacts, DatasetFacts, Limit, PrivacyReport, ReportFile, RunState, make_report, sign_report
+from fedplat.report.drawing import Path, Words
 from fedplat.report.figures import right_in_100
 from fedplat.report.model import Kind, Status
+from fedplat.report.pictures import trade_off
+from fedplat.report.plots import Bar, bar_plot
 from tests.unit.report.scene import KEY, material, release, run, spec_facts, steps
 
 
@@ -119,7 +122,7 @@ def test_a_plan_on_data_that_the_book_does_not_know_says_so() -> None:
 
 def test_how_many_delta_leaves_open_is_told(file: ReportFile) -> None:
     [detail] = [one.detail for one in file.report.accounting.assumptions if one.name == "small-delta"]
-    assert detail.startswith("1e-05 x 1000 = 0.01. On average epsilon may fail so many")
+    assert detail.startswith("1e-05 x 1000 = 0.01. So many, on average, epsilon may not protect")
 
 
 def test_lost_entries_count() -> None:
@@ -169,3 +172,22 @@ def test_no_noise_is_claimed_where_there_was_none(subject: str | None, claimed: 
     assert ("without any noise" in seen) is (claimed is False)
     assert report.model.model_name.startswith("noise in the silo") is (claimed is not False)
     assert report.dp_flavor.name.startswith("None") is (claimed is False)
+
+
+def test_curves_that_are_the_same_are_drawn_once(file: ReportFile) -> None:
+    loss = file.report.privacy_loss
+    assert loss.alone is not None
+    for other, lines in ((loss.alone, 3), (loss.lifetime, 2)):
+        figure = trade_off([("all together", loss.lifetime, "main"), ("this run alone", other, "other")])
+        assert len(figure.legend) == len([one for one in figure.shapes if isinstance(one, Path)]) == lines
+    assert figure.legend[0] == ("all together and this run alone", "main")
+
+
+@pytest.mark.parametrize("shown", ["0.25", "2.000", "12345.678", "without bound"])
+def test_what_a_bar_says_is_in_the_plot_and_dark_where_there_is_room(shown: str) -> None:
+    figure = bar_plot("t", "x", [Bar("a", ((2.0, "fifth"),), shown)])
+    [words] = [one for one in figure.shapes if isinstance(one, Words) and one.text == shown]
+    width = 7 * len(shown)
+    assert (words.x - width if words.on_bar else words.x) > 150
+    assert (words.x if words.on_bar else words.x + width) <= figure.width
+    assert words.on_bar is (len(shown) > 7)
