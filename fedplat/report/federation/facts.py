@@ -42,9 +42,9 @@ def _figures(report: FederationReport) -> Iterator[Figure]:
         yield bar_plot("Epsilon of this run alone, silo by silo", label, bars)
     lifetime = [bar(_name(line, report), line.lifetime.epsilon, "main") for line in shown]
     yield bar_plot("Epsilon of all runs on the silo's patients", label, lifetime)
-    named = [("all together, at worst", loss.lifetime, "main")]
+    named = [("all together (worst silo)", loss.lifetime, "main")]
     if loss.alone is not None:
-        named.append(("this run alone, at worst", loss.alone, "other"))
+        named.append(("this run alone (worst silo)", loss.alone, "other"))
     yield trade_off(named)
 
 
@@ -84,7 +84,7 @@ def _silos(report: FederationReport) -> Chapter:
     rows = []
     for line in report.privacy_loss.silos:
         alone = "" if line.alone is None else ("" if line.alone_is_known else "at most ") + say(line.alone.epsilon)
-        to_come = f"+ {sum(event.num_steps for event in line.may_still_spend)} steps" if line.may_still_spend else "-"
+        to_come = f"{sum(event.num_steps for event in line.may_still_spend)} steps" if line.may_still_spend else "-"
         budget = "none" if line.budget is None else f"{line.budget:g}"
         rounds, unit = str(line.num_rounds), line.unit or "unknown"
         rows.append((line.silo, line.dataset, unit, rounds, alone, say(line.lifetime.epsilon), to_come, budget))
