@@ -12,7 +12,8 @@ WORDS = (
     (
         "Epsilon",
         "By how much all releases together may shift anybody's odds about one patient: at most by the factor e^epsilon,"
-        " which is 2.7 at epsilon 1, 20 at 3 and 3,000 at 8. At 0 nothing can be told.",
+        " which is 2.7 at epsilon 1, 20 at 3 and 3,000 at 8. At 0 nothing can be told. For k patients, such as a"
+        " family, it is k times as large, and delta grows, too.",
     ),
     (
         "Delta",
