@@ -148,13 +148,19 @@ def _product(material: Material) -> Product:
     purpose = run.spec.governance.purpose if run is not None and run.spec is not None else ""
     about = f"run {material.subject}" if run is not None else "all models trained with these patients' data"
     return Product(
-        name=study or material.subject or names or "models",
+        name=_name(material, study) or names or "models",
         data_curators=(material.silo,),
         data_product_type="Machine learning model",
         intended_use=purpose or "to be filled in: see governance",
         description=f"Federated training on dataset {names or 'unknown'} of silo {material.silo}: {about}.",
         spec_hash=run.spec_hash if run is not None else None,
     )
+
+
+def _name(material: Material, study: str | None) -> str | None:
+    if study is None or material.is_plan:
+        return study or material.subject
+    return f"{study}, run {material.subject}"
 
 
 def _governance(material: Material) -> Governance:

@@ -107,6 +107,15 @@ def test_the_schema_is_the_models(file: ReportFile) -> None:
         assert set(defined[type(one.report).__name__]["properties"]) == set(written["report"])
 
 
+def test_the_schemas_patterns_are_for_every_language() -> None:
+    r"""Python knows no \p{Cc}, JavaScript no \u{202a} without a flag, and neither would have validated a report."""
+    found = re.findall(r'"pattern": ("(?:[^"\\]|\\.)*")', SCHEMA.read_text(encoding="utf-8"))
+    assert len(found) > 20
+    for pattern in {json.loads(one) for one in found}:
+        assert re.compile(pattern).search("\0") is None
+        assert not re.search(r"\\[pP]|\\u\{|\(\?", pattern)
+
+
 @pytest.mark.parametrize("form", [form for form in FORMATS if form != "pdf"])
 def test_every_format_says_it_all_and_always_the_same(file: ReportFile, form: str) -> None:
     text = render(file, form)
