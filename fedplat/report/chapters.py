@@ -88,8 +88,9 @@ def assumptions(found: Sequence[Assumption], declared: str) -> Chapter:
     )
 
 
-def checks(found: Sequence[CheckedEpsilon], more: str) -> Chapter:
+def checks(found: Sequence[CheckedEpsilon], more: str, lifetime: Loss) -> Chapter:
     """What other accountants say; `more`: what becomes of that."""
+    part = "" if lifetime.epsilon is not None else " Here they are of the noised releases alone: the rest has no bound."
     names = {"alone": "This run alone", "lifetime": "All together"}
     rows = tuple(
         (
@@ -103,7 +104,7 @@ def checks(found: Sequence[CheckedEpsilon], more: str) -> Chapter:
     )
     return Chapter(
         "The same epsilon by other accountants",
-        text=f"The report's (PLD) must be at most RDP's, which comes from the same library, dp-accounting. {more}",
+        text=f"The report's (PLD) must be at most RDP's, which is by the same library, dp-accounting. {more}{part}",
         tables=(Table(("", "PLD", "RDP", "PRV", ""), rows),),
     )
 

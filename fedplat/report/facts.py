@@ -18,11 +18,11 @@ _DECLARED = "the ledger cannot show it; whoever signs relies on the software, or
 def document(file: ReportFile, data: str) -> Document:
     """The whole report; `data`: the file as canonical JSON."""
     report = file.report
-    signed = "signed by the silo's key" if file.signature else "not signed"
+    signed = "signed by the silo's key" if file.signature else f"not signed: {file.unsigned_because}"
     return chapters.front(
         report.summary,
         title=_title(report),
-        description=f"{report.product.description} Made at {report.made_at:%Y-%m-%d %H:%M} UTC, {signed}.",
+        description=f"{report.product.description} Made at {report.made_at:%Y-%m-%d %H:%M} UTC, {signed.rstrip('.')}.",
         figures=pictures(report),
         chapters=_chapters(file),
         data=data,
@@ -44,10 +44,7 @@ def _chapters(file: ReportFile) -> Iterator[Chapter]:
     yield chapters.assumptions(report.accounting.assumptions, _DECLARED)
     yield _lifetime(report)
     yield _runs(report)
-    yield chapters.checks(
-        report.accounting.cross_check,
-        _CHECKED,
-    )
+    yield chapters.checks(report.accounting.cross_check, _CHECKED, loss.lifetime)
     yield chapters.promise(report.dp_flavor, report.model, report.implementation, report.accounting)
     yield Chapter("Who sees what", tables=(pairs((actor.name, actor.sees) for actor in report.model.actors),))
     yield Chapter("Tested by attack", text=report.empirical.note)

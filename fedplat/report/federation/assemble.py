@@ -127,13 +127,15 @@ def _unit(material: FederationMaterial) -> Unit:
 
 def _product(material: FederationMaterial) -> Product:
     run, names = material.run, tuple(dict.fromkeys(facts.silo for facts in material.silos))
+    signed = {facts.silo for facts in material.silos if facts.latest is not None}
+    who = f"{len(signed)} silos" if len(signed) == len(names) else f"{len(signed)} of {len(names)} silos"
     purpose = run.spec.governance.purpose if run is not None else ""
     return Product(
         name=run.spec.study if run is not None else material.subject,
         data_curators=names,
         data_product_type="Machine learning model",
         intended_use=purpose or "to be filled in: see governance",
-        description=f"Federated training: {material.subject}, as {len(names)} silos have signed it.",
+        description=f"Federated training: {material.subject}, as {who} have signed it.",
         spec_hash=run.spec_hash if run is not None else None,
     )
 

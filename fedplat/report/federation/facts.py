@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 from fedplat.report import chapters
@@ -10,23 +11,22 @@ from fedplat.report.document import Chapter, Document, Row, Table, pairs
 from fedplat.report.drawing import Figure
 from fedplat.report.federation.material import FederatedRun
 from fedplat.report.federation.model import FederationFile, FederationReport, SiloLine
-from fedplat.report.pictures import trade_off
+from fedplat.report.pictures import MOST_BARS, trade_off
 from fedplat.report.plots import bar, bar_plot
 from fedplat.report.wording import UNITS, say
 
-_MOST_BARS = 64
 _DECLARED = "the server cannot see it; whoever signs relies on silos, software or people for it"
 
 
 def document(file: FederationFile, data: str) -> Document:
     """The whole report; `data`: the file as canonical JSON."""
     report = file.report
-    signed = "signed by the server's key" if file.signature else "not signed"
+    signed = "signed by the server's key" if file.signature else f"not signed: {file.unsigned_because}"
     return chapters.front(
         report.summary,
         title=f"Privacy report of the federation: {report.subject}",
         description=f"{report.product.description} Server {report.server}."
-        f" Made at {report.made_at:%Y-%m-%d %H:%M} UTC, {signed}.",
+        f" Made at {report.made_at:%Y-%m-%d %H:%M} UTC, {signed.rstrip('.')}.",
         figures=_figures(report),
         chapters=_chapters(file),
         data=data,
@@ -35,17 +35,23 @@ def document(file: FederationFile, data: str) -> Document:
 
 def _figures(report: FederationReport) -> Iterator[Figure]:
     loss = report.privacy_loss
-    shown = loss.silos[:_MOST_BARS]
-    label = f"epsilon at delta {loss.delta:g}"
     if loss.alone is not None:
-        bars = [bar(_name(line, report), line.alone.epsilon, "other") for line in shown if line.alone is not None]
-        yield bar_plot("Epsilon of this run alone, silo by silo", label, bars)
-    lifetime = [bar(_name(line, report), line.lifetime.epsilon, "main") for line in shown]
-    yield bar_plot("Epsilon of all runs on the silo's patients", label, lifetime)
+        alone = [(_name(line, report), line.alone.epsilon) for line in loss.silos if line.alone is not None]
+        yield _bars("Epsilon of this run alone, silo by silo", alone, loss.delta, "other")
+    lifetime = [(_name(line, report), line.lifetime.epsilon) for line in loss.silos]
+    yield _bars("Epsilon of all runs on the silo's patients", lifetime, loss.delta, "main")
     named = [("all together (worst silo)", loss.lifetime, "main")]
     if loss.alone is not None:
         named.append(("this run alone (worst silo)", loss.alone, "other"))
     yield trade_off(named)
+
+
+def _bars(name: str, epsilons: list[tuple[str, float | None]], delta: float, style: str) -> Figure:
+    """Of the largest where there are too many."""
+    if len(epsilons) > MOST_BARS:
+        name += f", the largest {MOST_BARS} of {len(epsilons)}"
+        epsilons = sorted(epsilons, key=lambda one: math.inf if one[1] is None else one[1], reverse=True)[:MOST_BARS]
+    return bar_plot(name, f"epsilon at delta {delta:g}", [bar(silo, value, style) for silo, value in epsilons])
 
 
 def _name(line: SiloLine, report: FederationReport) -> str:
@@ -65,7 +71,9 @@ def _chapters(file: FederationFile) -> Iterator[Chapter]:
         yield _masking(report.run)
     yield chapters.assumptions(report.accounting.assumptions, _DECLARED)
     yield chapters.checks(
-        report.accounting.cross_check, "The silos check theirs by PRV as well. Where they differ nobody signs."
+        report.accounting.cross_check,
+        "The silos check theirs by PRV as well. Where they differ nobody signs.",
+        loss.lifetime,
     )
     yield chapters.promise(report.dp_flavor, report.model, report.implementation, report.accounting)
     yield Chapter("Who sees what", tables=(pairs((actor.name, actor.sees) for actor in report.model.actors),))

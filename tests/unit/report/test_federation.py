@@ -100,6 +100,7 @@ def test_a_silo_that_signed_nothing_has_no_bound() -> None:
     assert report.privacy_loss.alone.right_in_100 == 100
     assert judged(report, "everybody-signed") is Status.FAIL
     assert "there is no bound" in report.summary[0]
+    assert "as 1 of 2 silos have signed it" in report.product.description
 
 
 def test_a_run_without_privacy_takes_the_bound_away() -> None:

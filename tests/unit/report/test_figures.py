@@ -6,7 +6,18 @@ import pytest
 
 from fedplat.ledger import to_wire
 from fedplat.privacy import PrvBounds, checks, epsilon
-from fedplat.report import BookFacts, DatasetFacts, Limit, PrivacyReport, ReportFile, RunState, make_report, sign_report
+from fedplat.report import (
+    BookFacts,
+    DatasetFacts,
+    Limit,
+    PrivacyReport,
+    ReportFile,
+    RunState,
+    make_report,
+    render,
+    sign_report,
+    unsigned_report,
+)
 from fedplat.report.drawing import Path, Words
 from fedplat.report.figures import right_in_100
 from fedplat.report.model import Kind, Status
@@ -94,6 +105,7 @@ def test_one_release_without_noise_takes_every_bound_away() -> None:
     assert "no epsilon bounds" in report.summary[1]
     assert "bare" in report.dp_flavor.unprotected_quantities[-1]
     assert report.accounting.runs[1].epsilon is None
+    assert "of the noised releases alone" in render(unsigned_report(report, "no key"), "md")
 
 
 def test_a_plan_is_weighed_with_all_that_may_still_come() -> None:
