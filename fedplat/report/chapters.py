@@ -121,7 +121,7 @@ def promise(
         ("Trust", trust.model_name),
         ("Mechanism", made.mechanisms),
         ("Randomness", made.randomness),
-        ("Accountant", f"{accounting.accountant}, {accounting.accountant_version}"),
+        ("Accountant", f"{accounting.accountant}, version {accounting.accountant_version}"),
         ("Software", f"{made.software} {made.software_version} made this report; older runs may be by an older one"),
     ]
     return Chapter("The promise in technical words", tables=(pairs(facts),))

@@ -11,7 +11,7 @@ from fedplat.report.federation.model import FederationFile, FederationReport
 from fedplat.report.material import SpecFacts
 from fedplat.report.model import Loss, PrivacyReport
 from fedplat.report.signing import AnyFile
-from fedplat.report.wording import say
+from fedplat.report.wording import UNITS, say
 
 Record = dict[str, object]
 _BY_HAND = "TODO"
@@ -70,7 +70,7 @@ def _loss(report: PrivacyReport | FederationReport) -> Record:
     epsilon = {} if loss.epsilon is None else {"epsilon": loss.epsilon}
     return {
         "privacy_unit": "User-level" if unit == "patient" else "Event-level",
-        "privacy_unit_description": report.privacy_loss.rule
+        "privacy_unit_description": f"{UNITS[unit]} {report.privacy_loss.rule}"
         if isinstance(report, FederationReport)
         else report.privacy_loss.privacy_unit_description,
         "privacy_parameters": {**epsilon, "delta": loss.delta},

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
+from fedplat.ledger import Statement
 from fedplat.report import chapters
 from fedplat.report.chapters import told
 from fedplat.report.document import Chapter, Document, Row, Table, pairs
@@ -88,14 +89,13 @@ def _chapters(file: FederationFile) -> Iterator[Chapter]:
 
 
 def _silos(report: FederationReport) -> Chapter:
-    head = ("Silo", "Dataset", "For each", "Rounds", "Epsilon of the run", "Of all runs", "Reserved", "Budget")
+    of_run = ("Rounds", "Epsilon of the run") if report.run is not None else ()
+    head = ("Silo", "Dataset", "For each", *of_run, "Of all runs", "Reserved", "Budget")
     rows = []
     for line in report.privacy_loss.silos:
-        alone = "" if line.alone is None else ("" if line.alone_is_known else "at most ") + say(line.alone.epsilon)
         to_come = f"{sum(event.num_steps for event in line.may_still_spend)} steps" if line.may_still_spend else "-"
-        budget = "none" if line.budget is None else f"{line.budget:g}"
-        rounds, unit = str(line.num_rounds), line.unit or "unknown"
-        rows.append((line.silo, line.dataset, unit, rounds, alone, say(line.lifetime.epsilon), to_come, budget))
+        after = (say(line.lifetime.epsilon), to_come, _budget(line, report.privacy_loss.delta))
+        rows.append((line.silo, line.dataset, line.unit or "unknown", *_alone(line), *after))
     return Chapter(
         "Silo by silo",
         text=f"Epsilons at delta {report.privacy_loss.delta:g}, computed from what each silo has signed."
@@ -103,6 +103,20 @@ def _silos(report: FederationReport) -> Chapter:
         " leaves is given back when it ends.",
         tables=(Table(head, tuple(rows)),),
     )
+
+
+def _alone(line: SiloLine) -> Row:
+    if line.alone is None:
+        return ()
+    return str(line.num_rounds), ("" if line.alone_is_known else "at most ") + say(line.alone.epsilon)
+
+
+def _budget(line: SiloLine, delta: float) -> str:
+    """With its own delta where that is not the one of the other figures: they cannot be compared then."""
+    if line.budget is None or line.statement is None:
+        return "none"
+    own = Statement.model_validate_json(line.statement.statement).delta
+    return f"{line.budget:g}" if own == delta else f"{line.budget:g} at delta {own:g}"
 
 
 def _run(run: FederatedRun) -> Chapter:

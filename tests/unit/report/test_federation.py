@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 from typing import Any
 
 import pytest
@@ -197,6 +198,15 @@ def test_every_format_is_always_the_same(told: FederationFile, form: str) -> Non
     assert text == render(told, form)
     assert "hospital-c" in text or "hospital\\-c" in text
     assert "complian" not in text.lower()
+
+
+def test_a_budget_at_another_delta_says_so_and_no_run_has_no_rounds() -> None:
+    told = last_word(statement("hospital-a", Deed.CLOSED, [steps(500)], delta=1e-3), "hospital-a")
+    silos = (facts("hospital-a", 200, 300, latest=told), facts("hospital-b", 100, 100))
+    report = make_federation_report(material(run=None, silos=silos, subject="all runs of all silos"))
+    text = render(sign_federation(SERVER, report), "md")
+    assert "| Silo | Dataset | For each | Of all runs | Reserved | Budget |" in text
+    assert re.findall(r"\| hospital-. \| heart \| patient \| .* \| - \| (.*) \|", text) == ["3 at delta 0.001", "3"]
 
 
 def test_no_noise_is_claimed_where_there_was_none() -> None:

@@ -24,6 +24,7 @@ def test_both_reports_have_the_registrys_sections(file: ReportFile) -> None:
         parameters = {"epsilon": one.report.privacy_loss.alone.epsilon, "delta": 1e-5}
         assert deployment["privacy_loss"]["privacy_parameters"] == parameters
         assert deployment["privacy_loss"]["privacy_unit"] == "User-level"
+        assert "all records of one patient" in deployment["privacy_loss"]["privacy_unit_description"]
         assert deployment["product"]["data_product_type"] == "Machine learning model"
         assert deployment["product"]["intended_use"] == "TODO"
         assert "smokers" in deployment["dp_flavor"]["unprotected_quantities"]
