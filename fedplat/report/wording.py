@@ -40,7 +40,7 @@ NEW_DATASET = (
 _NOISED = {
     True: ", each noised before it left",
     False: ", without any noise",
-    None: ", noised before they left where the run has differential privacy, else not",
+    None: ", noised only where the run has differential privacy",
 }
 _BESIDES = "figures of merit, timings, and what the silos have signed of their ledgers"
 
@@ -117,9 +117,12 @@ def everybody(silo: str, is_secure: bool | None, private: bool | None) -> tuple[
 
 
 def _server_sees(is_secure: bool | None, private: bool | None) -> str:
-    single = f"every update of a silo{_NOISED[private]}"
-    total = f"the sum of all silos' updates{_NOISED[private]}, and no single one"
-    return {True: total, False: single, None: f"as a run's spec says, {single}, or only {total}"}[is_secure]
+    what = {
+        True: "the sum of all silos' updates, and no single one",
+        False: "every update of a silo",
+        None: "every update of a silo, or the sum of all and no single one, as a run's spec says",
+    }
+    return what[is_secure] + _NOISED[private]
 
 
 def is_private(material: Material) -> bool | None:

@@ -169,7 +169,8 @@ def _evidence(report: FederationReport) -> Chapter:
     rows: list[Row] = []
     for line in report.privacy_loss.silos:
         at = f"{line.signed_at:%Y-%m-%d %H:%M}" if line.signed_at else "never"
-        rows.append((line.silo, at, line.fingerprint or "", told(line.lifetime.events) or "nothing"))
+        nothing = "nothing" if line.lifetime.epsilon is not None else "nothing: it had no noise, or nobody signed"
+        rows.append((line.silo, at, line.fingerprint or "", told(line.lifetime.events) or nothing))
     return Chapter(
         "What the silos have signed",
         text="The last statement of each: when (UTC), by which key, and all that was ever charged. The JSON has the"
