@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from fedplat.canonical import canonical_json, sha256_hex
-from fedplat.durable import make_private_dir, remove, remove_leftovers, write_atomic
+from fedplat.durable import make_private_dir, move, remove, remove_leftovers, write_atomic
 from fedplat.home import SiloHome
 from fedplat.metrics import MetricSums
 from fedplat.spec import RunSpec
@@ -92,16 +92,14 @@ def tidy(home: SiloHome) -> None:
 
 
 def retire_run(home: SiloHome, run: str, spec_hash: str) -> None:
-    """The run is over: keeps its spec, for reports, and the local parameters, removes the rest; `spec.json` last, so
-    that the server is asked about this run again if the process ends on the way."""
+    """The run is over: keeps its spec, for reports, and the local parameters, removes the rest; `spec.json` goes last,
+    so that the server is asked about this run again if the process ends on the way."""
     folder = open_run(home, run)
-    if (folder / _SPEC).exists():
-        write_atomic(folder / _PAST, (folder / _SPEC).read_bytes())
     write_atomic(folder / _ENDED, spec_hash.encode())
     forget_secrets(home, run)
     for path in _others(folder):
         shutil.rmtree(path) if path.is_dir() else remove(path)
-    remove(folder / _SPEC)
+    move(folder / _SPEC, folder / _PAST)
 
 
 def _others(folder: Path) -> Iterator[Path]:
