@@ -42,6 +42,7 @@ def _chapters(file: ReportFile) -> Iterator[Chapter]:
     loss = report.privacy_loss
     yield chapters.figures(loss.privacy_unit, loss.privacy_unit_description, loss.alone, loss.lifetime)
     yield chapters.assumptions(report.accounting.assumptions, _DECLARED)
+    yield _data(report)
     yield _lifetime(report)
     yield _runs(report)
     yield chapters.checks(report.accounting.cross_check, _CHECKED, loss.lifetime)
@@ -53,6 +54,22 @@ def _chapters(file: ReportFile) -> Iterator[Chapter]:
     yield from chapters.ending(
         _signature(file), "the silo's signature, and the ledger's head", governance.said, governance.to_be_filled_in
     )
+
+
+def _data(report: PrivacyReport) -> Chapter:
+    head = ("Dataset", "Records", "Patients", "Patients left out (exclude.csv)")
+    rows = [
+        (
+            one.name,
+            str(one.num_records),
+            "not known" if one.num_patients is None else str(one.num_patients),
+            "none known" if one.num_excluded is None else str(one.num_excluded),
+        )
+        for one in report.datasets
+    ]
+    text = "As they are in the ledger, with test records; datasets that share a patient or a record are charged as one."
+    table = Table(head, tuple(rows))
+    return Chapter("The data", text=text if rows else "The ledger knows none.", tables=(table,) if rows else ())
 
 
 def _lifetime(report: PrivacyReport) -> Chapter:

@@ -84,6 +84,18 @@ def test_a_stranger_finds_the_words_and_what_is_left_open(file: ReportFile) -> N
         assert "`" not in text
 
 
+def test_how_many_patients_there_are_and_were_left_out_is_told() -> None:
+    sizes = [(1500, 1000, 3), (20, None, None)]
+    datasets = [
+        DatasetFacts(name=f"set-{place}", num_records=records, num_patients=patients, num_excluded=excluded)
+        for place, (records, patients, excluded) in enumerate(sizes)
+    ]
+    report = make_report(material(runs=(), releases=(), subject=None, datasets=tuple(datasets)))
+    text = render(unsigned_report(report, "no key"), "md")
+    assert "| set-0 | 1500 | 1000 | 3 |" in text
+    assert "| set-1 | 20 | not known | none known |" in text
+
+
 def test_the_csv_gives_the_same_figure(file: ReportFile) -> None:
     rows = list(csv.DictReader(io.StringIO(render(file, "csv"))))
     events = [
