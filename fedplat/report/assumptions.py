@@ -17,7 +17,7 @@ DECLARED = (
     ),
     (
         "public-settings",
-        "Scales, categories, clip norm and the other settings were not taken from these patients' data, but by runs"
+        "Scales, categories, clip norm and the other settings were chosen without these patients' data, or by runs"
         " that were charged.",
     ),
     ("preprocessing", "Values are scaled and filled in by constants that were declared, not computed from records."),

@@ -29,7 +29,7 @@ def flavor(unit: Unit, unprotected: tuple[str, ...], private: bool | None) -> Fl
     """The definition, and what it leaves out; `private`: None if some runs have it, and some not."""
     return Flavor(
         name=_NAMES[private],
-        input_metric=f"zero-out: the data of one {unit} are there, or are as if they were all zero",
+        input_metric=f"zero-out: the data of one {unit} are there, or add nothing; the number of {unit}s is the same",
         bound_on_input_distance=1,
         output_measure="(epsilon, delta), from the privacy loss distribution of all releases together",
         data_domain="as the run spec declares it: of tables the columns, their scales and categories",

@@ -27,8 +27,8 @@ COMPOSITION = (
     " patient or a record, tuning runs included. Epsilons of runs do not add up to the epsilon of all of them."
 )
 MECHANISMS = (
-    "DP-SGD: each step samples every patient (or record) with a probability of its own, clips its gradient to the clip"
-    " norm, adds Gaussian noise of noise multiplier x clip norm once a step, and divides by a declared constant."
+    "DP-SGD: each step takes every patient (or record) independently, by the sampling rate, clips its gradient to the"
+    " clip norm, adds Gaussian noise of noise multiplier x clip norm once a step, and divides by a declared constant."
 )
 RANDOMNESS = "The operating system's, in the silo; the server knows no seed of samples or noise."
 NO_AUDIT = "No attack was run against the models of this report; the figures are proofs, not measurements."
