@@ -83,7 +83,7 @@ def verify(home: str | None, file: Path, fingerprint: str | None, as_json: bool)
 
 def _tell(verdict: Verdict, as_json: bool) -> None:
     from fedplat.identity import show_fingerprint
-    from fedplat.report.signing import signer
+    from fedplat.report.signing import how_to_know, signer
 
     found = verdict.file.report
     who = signer(found)
@@ -94,7 +94,7 @@ def _tell(verdict: Verdict, as_json: bool) -> None:
         return
     click.echo(f"the report is as it was signed, on {found.made_at:%Y-%m-%d %H:%M} UTC, for {who}")
     if not verdict.is_known:
-        click.echo("  Whose key it was is NOT checked. Let them read out its fingerprint by phone, and compare:")
+        click.echo(f"  Whose key it was is NOT checked. {how_to_know(found)} Here it is:")
         click.echo(f"  {show_fingerprint(verdict.fingerprint)}")
 
 
@@ -108,13 +108,18 @@ def format_of(form: str | None, output: Path | None, formats: tuple[str, ...]) -
 
 
 def put(content: bytes, output: Path | None, note: str = "") -> None:
-    """To the screen, or into a file that only this user can read; says where, and the `note`."""
+    """To the screen, or into a file that only this user can read; says where, and the `note`. Raises NotFoundError."""
     from fedplat.durable import write_atomic
+    from fedplat.errors import NotFoundError
 
     if output is None:
         click.echo(content.decode(), nl=False)
         return
-    write_atomic(output.absolute(), content)
+    try:
+        write_atomic(output.absolute(), content)
+    except OSError as error:
+        hint = "Choose a file in a folder that exists and that you can write to."
+        raise NotFoundError(f"{output} cannot be written: {error.strerror}", hint=hint) from None
     click.echo(f"{output}: {note}" if note else str(output))
 
 
@@ -128,4 +133,5 @@ def _text(file: Path) -> str:
             raise WireError(f"{file} is a PDF, which is for reading and cannot be verified", hint=hint)
         return content.decode()
     except (OSError, UnicodeDecodeError) as error:
-        raise WireError(f"{file} cannot be read: {type(error).__name__}", hint=hint) from None
+        why = error.strerror if isinstance(error, OSError) else "it is no text"
+        raise WireError(f"{file} cannot be read: {why}", hint=hint) from None

@@ -184,6 +184,14 @@ def remove(path: Path) -> None:
         sync_folder(path.parent)
 
 
+def move(source: Path, target: Path) -> None:
+    """Gives a file another name in its folder, for good. One that is gone already is fine."""
+    with suppress(FileNotFoundError):
+        filesystem.rename(source, target)
+    with suppress(FileNotFoundError):
+        sync_folder(target.parent)
+
+
 def remove_leftovers(folder: Path) -> None:
     """Removes what writers that were killed left in `folder`; only for a folder that nobody else writes to."""
     for path in folder.glob(_TEMPORARY.format(name="*", unique="*")):

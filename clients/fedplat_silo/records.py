@@ -1,4 +1,5 @@
-"""Which runs this silo has joined, on disk: `spec.json` while a run lives, its hash in `ended` for ever after."""
+"""Which runs this silo has joined, on disk: `spec.json` while a run lives; for ever after it is `past.json`, and its
+hash is in `ended`."""
 
 from __future__ import annotations
 
@@ -8,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from fedplat.canonical import canonical_json, sha256_hex
-from fedplat.durable import make_private_dir, remove, remove_leftovers, write_atomic
+from fedplat.durable import make_private_dir, move, remove, remove_leftovers, write_atomic
 from fedplat.home import SiloHome
 from fedplat.metrics import MetricSums
 from fedplat.spec import RunSpec
@@ -18,9 +19,10 @@ from fedplat_silo.trainer.plan import CHECKPOINT
 
 _SPEC = "spec.json"
 _ENDED = "ended"
+_PAST = "past.json"
 _SHAPE = "shape.json"
-# What outlives a run: which spec it was, the parameters that belong to this silo alone, and which masked steps were.
-_KEPT = (_ENDED, "local-*.safetensors", STATE)
+# What outlives a run: its spec, the parameters that belong to this silo alone, and which masked steps were.
+_KEPT = (_ENDED, _PAST, "local-*.safetensors", STATE)
 
 
 def live_runs(home: SiloHome) -> frozenset[str]:
@@ -39,6 +41,12 @@ def known_hash(home: SiloHome, run: str) -> str | None:
 def load_run(home: SiloHome, run: str) -> RunSpec:
     """The spec of a run that goes on. Raises OSError, ValueError."""
     return RunSpec.model_validate_json((home.run(run) / _SPEC).read_bytes())
+
+
+def recall_run(home: SiloHome, run: str) -> RunSpec:
+    """The spec of a run that goes on, or is over. Raises OSError, ValueError."""
+    path = home.run(run) / _SPEC
+    return RunSpec.model_validate_json((path if path.exists() else path.with_name(_PAST)).read_bytes())
 
 
 def open_run(home: SiloHome, run: str) -> Path:
@@ -84,14 +92,14 @@ def tidy(home: SiloHome) -> None:
 
 
 def retire_run(home: SiloHome, run: str, spec_hash: str) -> None:
-    """The run is over: keeps its hash and the local parameters, removes the rest; the spec last, so that the server
-    is asked about this run again if the process ends on the way."""
+    """The run is over: keeps its spec, for reports, and the local parameters, removes the rest; `spec.json` goes last,
+    so that the server is asked about this run again if the process ends on the way."""
     folder = open_run(home, run)
     write_atomic(folder / _ENDED, spec_hash.encode())
     forget_secrets(home, run)
     for path in _others(folder):
         shutil.rmtree(path) if path.is_dir() else remove(path)
-    remove(folder / _SPEC)
+    move(folder / _SPEC, folder / _PAST)
 
 
 def _others(folder: Path) -> Iterator[Path]:

@@ -25,7 +25,7 @@ from fedplat_silo.ledger.rules import UNPROTECTED
 from fedplat_silo.ledger.state import Dataset, RunBook, State, events_of
 from fedplat_silo.ledger.storage import entries_after
 from fedplat_silo.membership import load_place
-from fedplat_silo.records import load_run
+from fedplat_silo.records import recall_run
 
 if TYPE_CHECKING:
     from fedplat.home import SiloHome
@@ -167,10 +167,10 @@ def _run(home: SiloHome, page: RunBook) -> RunFacts:
 
 
 def _spec(home: SiloHome, run: str, spec_hash: str) -> RunSpec | None:
-    """Of a run that goes on, or was asked about here; None of others, of which only the hash is kept."""
+    """Of a run that took part or was asked about here, by the hash in the book; None if its file is lost or altered."""
     found: list[RunSpec] = []
     with suppress(OSError, ValueError):
-        found.append(load_run(home, run))
+        found.append(recall_run(home, run))
     with suppress(FedplatError):
         found.append(find(home, run).spec)
     return next((spec for spec in found if spec.hash == spec_hash), None)

@@ -29,7 +29,7 @@ def make_report(material: Material) -> PrivacyReport:
     """Computes every figure from the events. Takes seconds. Raises PrivacyError for events without figures."""
     kind = _kind(material)
     loss, lifetime = _loss(material), _lifetime(material)
-    accounting = _accounting(material, lifetime)
+    accounting, private = _accounting(material, lifetime), wording.is_private(material)
     return PrivacyReport(
         kind=kind,
         made_at=material.made_at,
@@ -41,9 +41,9 @@ def make_report(material: Material) -> PrivacyReport:
             *audits.alarms(material.audits),
         ),
         product=_product(material),
-        dp_flavor=promise.flavor(material.unit, wording.unprotected(material)),
+        dp_flavor=promise.flavor(material.unit, wording.unprotected(material), private),
         privacy_loss=loss,
-        model=promise.trust_model("the silo", wording.actors(material)),
+        model=promise.trust_model("the silo", wording.actors(material), private),
         accounting=accounting,
         implementation=promise.implementation(),
         empirical=audits.empirical(material),
@@ -62,7 +62,7 @@ def _loss(material: Material) -> PrivacyLoss:
     own = sums.alone(material, run) if run is not None else None
     return PrivacyLoss(
         privacy_unit=material.unit,
-        privacy_unit_description=wording.unit_in_words(material),
+        privacy_unit_description=wording.UNITS[material.unit],
         alone=loss_of(own.events, material.delta, is_bounded=own.is_bounded) if own else None,
         lifetime=loss_of(total.events, material.delta, is_bounded=total.is_bounded),
     )
@@ -148,13 +148,19 @@ def _product(material: Material) -> Product:
     purpose = run.spec.governance.purpose if run is not None and run.spec is not None else ""
     about = f"run {material.subject}" if run is not None else "all models trained with these patients' data"
     return Product(
-        name=study or material.subject or names or "models",
+        name=_name(material, study) or names or "models",
         data_curators=(material.silo,),
         data_product_type="Machine learning model",
         intended_use=purpose or "to be filled in: see governance",
         description=f"Federated training on dataset {names or 'unknown'} of silo {material.silo}: {about}.",
         spec_hash=run.spec_hash if run is not None else None,
     )
+
+
+def _name(material: Material, study: str | None) -> str | None:
+    if study is None or material.is_plan:
+        return study or material.subject
+    return f"{study}, run {material.subject}"
 
 
 def _governance(material: Material) -> Governance:

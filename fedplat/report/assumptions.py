@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from fedplat.report.material import Material
 from fedplat.report.model import Assumption, CheckedEpsilon, Lifetime, Status
@@ -11,6 +11,15 @@ DECLARED = (
     ("sampling", "Each step samples every patient or record independently, by a key that only the silo has."),
     ("clipping", "Every gradient is clipped before the sum, in whatever way the model is computed."),
     ("noise", "The noise is drawn from the operating system's randomness, once a step, and never drawn again."),
+    (
+        "model-checked",
+        "The silo has refused models with layers that mix patients or keep figures about them (batch norm).",
+    ),
+    (
+        "public-settings",
+        "Scales, categories, clip norm and the other settings were chosen without these patients' data, or by runs"
+        " that were charged.",
+    ),
     ("preprocessing", "Values are scaled and filled in by constants that were declared, not computed from records."),
     ("public-size", "The number of patients or records is no secret; sums are divided by a declared constant."),
     ("noted-first", "Every release was in the ledger, on disk, before its first byte left."),
@@ -20,6 +29,9 @@ DECLARED = (
         "Rounding in floating-point arithmetic gives nothing away; the noise is not exact to the last bit.",
     ),
 )
+
+
+FAR_BELOW = "So many, on average, epsilon may not protect: it should be far below one."
 
 
 def assumptions(
@@ -42,7 +54,8 @@ def _book(material: Material) -> Iterator[Assumption]:
         detail = "The server has not signed any entry yet."
         yield Assumption(name="countersigned", status=Status.DECLARED, statement=known, detail=detail)
     else:
-        yield judge("countersigned", True, known, f"Signed up to entry {book.countersigned} of {book.seq}.")
+        detail = f"Signed up to entry {book.countersigned} of {book.seq}: it signs when a run begins."
+        yield judge("countersigned", True, known, detail)
     if material.lost:
         num = sum(event.num_steps for event in material.lost)
         yield Assumption(
@@ -60,8 +73,7 @@ def _figures(
     yield judge(
         "all-private", not bare and is_bounded, "Every run on these patients has differential privacy.", _list(bare)
     )
-    wrong = [failure for check in checks for failure in check.failures]
-    yield judge("accountants-agree", not wrong, "Independent accountants agree about epsilon.", "; ".join(wrong))
+    yield agreement(checks)
     others = [run.run for run in material.runs if run.has_privacy and run.unit != material.unit]
     yield judge("one-unit", not others, f"Every run protects the same: a {material.unit}.", _list(others))
     yield _metrics(material)
@@ -85,7 +97,8 @@ def _data(material: Material) -> Iterator[Assumption]:
     num = material.num_units or sum(size or 0 for size in sizes)
     small = f"Delta is below 1 / number of {material.unit}s."
     if num:
-        yield judge("small-delta", material.delta * num < 1, small, f"{material.delta:g} against 1 / {num}.")
+        detail = f"{material.delta:g} x {num} = {material.delta * num:.2g}. {FAR_BELOW}"
+        yield judge("small-delta", material.delta * num < 1, small, detail)
     else:
         yield Assumption(name="small-delta", status=Status.DECLARED, statement=small, detail="The number is not known.")
     if material.num_units is not None and any(sizes):
@@ -113,6 +126,14 @@ def _one_record_each(material: Material) -> Assumption:
 def num_known(sizes: list[int | None]) -> int:
     """The most units that any of the datasets has."""
     return max((size or 0 for size in sizes), default=0)
+
+
+def agreement(checks: Iterable[CheckedEpsilon]) -> Assumption:
+    """Whether every figure was found by other accountants, too."""
+    done = list(checks)
+    wrong = "; ".join(failure for check in done for failure in check.failures)
+    by = "RDP" if any(check.prv_lower is None for check in done) else "RDP and PRV"
+    return judge("accountants-agree", not wrong, "Other accountants agree about epsilon.", wrong or f"Checked by {by}.")
 
 
 def judge(name: str, holds: bool, statement: str, detail: str = "") -> Assumption:

@@ -11,17 +11,18 @@ from fedplat.report.model import Kind, PrivacyReport, ReportFile
 from fedplat.report.pictures import pictures
 from fedplat.report.wording import say
 
+_CHECKED = "Where the library Opacus is installed, it must be between PRV's bounds, too; else nobody signs."
 _DECLARED = "the ledger cannot show it; whoever signs relies on the software, or on people, for it"
 
 
 def document(file: ReportFile, data: str) -> Document:
     """The whole report; `data`: the file as canonical JSON."""
     report = file.report
-    signed = "signed by the silo's key" if file.signature else "not signed"
+    signed = "signed by the silo's key" if file.signature else f"not signed: {file.unsigned_because}"
     return chapters.front(
         report.summary,
         title=_title(report),
-        description=f"{report.product.description} Made at {report.made_at:%Y-%m-%d %H:%M} UTC, {signed}.",
+        description=f"{report.product.description} Made at {report.made_at:%Y-%m-%d %H:%M} UTC, {signed.rstrip('.')}.",
         figures=pictures(report),
         chapters=_chapters(file),
         data=data,
@@ -29,8 +30,9 @@ def document(file: ReportFile, data: str) -> Document:
 
 
 def _title(report: PrivacyReport) -> str:
-    what = "Privacy report before a run" if report.kind is Kind.PLAN else "Privacy report"
-    return f"{what}: {report.product.name}, silo {report.silo}"
+    if report.kind is Kind.PLAN:
+        return f"Privacy report before a run: study {report.product.name}, silo {report.silo}"
+    return f"Privacy report: {report.product.name}, silo {report.silo}"
 
 
 def _chapters(file: ReportFile) -> Iterator[Chapter]:
@@ -40,23 +42,41 @@ def _chapters(file: ReportFile) -> Iterator[Chapter]:
     loss = report.privacy_loss
     yield chapters.figures(loss.privacy_unit, loss.privacy_unit_description, loss.alone, loss.lifetime)
     yield chapters.assumptions(report.accounting.assumptions, _DECLARED)
+    yield _data(report)
     yield _lifetime(report)
     yield _runs(report)
-    yield chapters.checks(
-        report.accounting.cross_check, "Where Opacus is, it must be between PRV's bounds, too; else nobody signs."
-    )
+    yield chapters.checks(report.accounting.cross_check, _CHECKED, loss.lifetime)
     yield chapters.promise(report.dp_flavor, report.model, report.implementation, report.accounting)
     yield Chapter("Who sees what", tables=(pairs((actor.name, actor.sees) for actor in report.model.actors),))
     yield Chapter("Tested by attack", text=report.empirical.note, tables=audits.tables(report.empirical.audits))
     yield _events(report)
-    yield _governance(file)
+    governance = report.governance
+    yield from chapters.ending(
+        _signature(file), "the silo's signature, and the ledger's head", governance.said, governance.to_be_filled_in
+    )
+
+
+def _data(report: PrivacyReport) -> Chapter:
+    head = ("Dataset", "Records", "Patients", "Patients left out (exclude.csv)")
+    rows = [
+        (
+            one.name,
+            str(one.num_records),
+            "not known" if one.num_patients is None else str(one.num_patients),
+            "none known" if one.num_excluded is None else str(one.num_excluded),
+        )
+        for one in report.datasets
+    ]
+    text = "As they are in the ledger, with test records; datasets that share a patient or a record are charged as one."
+    table = Table(head, tuple(rows))
+    return Chapter("The data", text=text if rows else "The ledger knows none.", tables=(table,) if rows else ())
 
 
 def _lifetime(report: PrivacyReport) -> Chapter:
     found = report.accounting.lifetime
     plan = report.kind is Kind.PLAN
     rows = [
-        ("Budget", "none" if found.budget is None else f"{found.budget:g}"),
+        ("Budget", "none" if found.budget is None else f"epsilon {found.budget:g}"),
         ("Before this plan" if plan else "Without this run", say(found.before)),
         ("After it" if plan else "All that was spent", say(found.after)),
         ("With all that open runs may still spend", say(found.committed)),
@@ -89,7 +109,7 @@ def _runs(report: PrivacyReport) -> Chapter:
             run.run,
             run.dataset,
             run.state.value,
-            f"{run.mode}, per {run.unit}",
+            f"{chapters.mode_in_words(run.mode)}, per {run.unit}" if run.mode != "none" else "none",
             str(run.num_releases),
             f"{num_steps}" + f" (+ {to_come})" * bool(to_come),
             say(run.epsilon),
@@ -126,7 +146,7 @@ def _events(report: PrivacyReport) -> Chapter:
     )
 
 
-def _governance(file: ReportFile) -> Chapter:
+def _signature(file: ReportFile) -> list[tuple[str, str]]:
     book, signature = file.report.governance.ledger, file.signature
     facts = [("Report made at", f"{file.report.made_at:%Y-%m-%d %H:%M} UTC")]
     if book is not None:
@@ -134,10 +154,4 @@ def _governance(file: ReportFile) -> Chapter:
         facts += [("Ledger's head", f"entry {book.seq}, {book.head}"), ("Countersigned by the server", signed)]
     if file.report.product.spec_hash:
         facts.append(("Spec", file.report.product.spec_hash))
-    facts += chapters.signature_lines(signature, file.unsigned_because)
-    blank = [(line, "") for line in file.report.governance.to_be_filled_in]
-    return Chapter(
-        "Signature, and what people add",
-        text="`fedplat report verify FILE` checks the signature over this report and the ledger's head.",
-        tables=(pairs((*facts, *file.report.governance.said)), pairs(blank)),
-    )
+    return facts + chapters.signature_lines(signature, file.unsigned_because)

@@ -33,7 +33,10 @@ def data_inside(text: str) -> str:
     start = text.find(_OPEN)
     end = text.find(_CLOSE, start)
     if start < 0 or end < 0:
-        raise WireError("there is no report inside this HTML file", hint="Ask whoever made it for the file again.")
+        raise WireError(
+            "there is no privacy report inside this HTML file, or it was cut off",
+            hint="Ask whoever made it for the file again. The report on how a run went is not signed.",
+        )
     return unescape(text[start + len(_OPEN) : end])
 
 

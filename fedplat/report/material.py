@@ -25,7 +25,7 @@ class RunState(StrEnum):
 
 
 class SpecFacts(Part):
-    """What a run's spec says beyond the charge; of a run that is over, a silo keeps its hash alone."""
+    """What a run's spec says beyond the charge."""
 
     study: Name
     task: Name

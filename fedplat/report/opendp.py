@@ -11,7 +11,7 @@ from fedplat.report.federation.model import FederationFile, FederationReport
 from fedplat.report.material import SpecFacts
 from fedplat.report.model import Loss, PrivacyReport
 from fedplat.report.signing import AnyFile
-from fedplat.report.wording import say
+from fedplat.report.wording import UNITS, say
 
 Record = dict[str, object]
 _BY_HAND = "TODO"
@@ -48,14 +48,14 @@ def _product(report: PrivacyReport | FederationReport, day: str) -> Record:
         "data_product_region": _BY_HAND,
         "description": product.description,
         "publication_date": day,
-        "data_product_sector": "Health",
+        "data_product_sector": _BY_HAND,
     }
 
 
 def _flavor(report: PrivacyReport | FederationReport) -> Record:
     flavor, loss = report.dp_flavor, _reported(report)
     return {
-        "name": "Approximate DP",
+        "name": "Approximate DP" if loss.epsilon is not None else _BY_HAND,
         "input_metric": flavor.input_metric,
         "bound_on_input_distance": str(flavor.bound_on_input_distance),
         "output_measure": flavor.output_measure,
@@ -70,7 +70,7 @@ def _loss(report: PrivacyReport | FederationReport) -> Record:
     epsilon = {} if loss.epsilon is None else {"epsilon": loss.epsilon}
     return {
         "privacy_unit": "User-level" if unit == "patient" else "Event-level",
-        "privacy_unit_description": report.privacy_loss.rule
+        "privacy_unit_description": f"{UNITS[unit]} {report.privacy_loss.rule}"
         if isinstance(report, FederationReport)
         else report.privacy_loss.privacy_unit_description,
         "privacy_parameters": {**epsilon, "delta": loss.delta},

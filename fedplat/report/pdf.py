@@ -50,7 +50,14 @@ _COLOURS = {"pass": "#1d6b34", "fail": "#a3250f", "declared": "#6a5300"}
 
 def as_pdf(document: Document) -> bytes:
     """The whole file; the same document always gives the same bytes."""
+    num_pages = _build(document, io.BytesIO(), 0)  # a page says how many there are, so that none goes missing
     file = io.BytesIO()
+    _build(document, file, num_pages)
+    return file.getvalue()
+
+
+def _build(document: Document, file: io.BytesIO, num_pages: int) -> int:
+    """Writes the file and counts its pages."""
     pages = SimpleDocTemplate(
         file,
         pagesize=A4,
@@ -62,9 +69,9 @@ def as_pdf(document: Document) -> bytes:
         author="fedplat",
         invariant=1,
     )
-    footer = partial(_footer, title=plain(document.title))
+    footer = partial(_footer, title=plain(document.title), num_pages=num_pages)
     pages.build([*_front(document), *_chapters(document.chapters)], onFirstPage=footer, onLaterPages=footer)
-    return file.getvalue()
+    return int(pages.page)
 
 
 def _front(document: Document) -> Iterator[Flowable]:
@@ -90,8 +97,9 @@ def _chapters(chapters: Sequence[Chapter]) -> Iterator[Flowable]:
         if chapter.text:
             head.append(_text(chapter.text, "line"))
         tables = [_grid(table) for table in chapter.tables if table.rows]
-        if tables and not chapter.items and not chapter.figures and len(chapter.tables[0].rows) <= WHOLE:
-            head.append(tables.pop(0))
+        if not chapter.items and not chapter.figures and sum(len(table.rows) for table in chapter.tables) <= WHOLE:
+            head += tables
+            tables = []
         yield KeepTogether(head)
         for item in chapter.items:
             yield Paragraph(escape(plain(item)), _STYLES["item"], bulletText="•")
@@ -107,7 +115,7 @@ def _panel(lines: Sequence[str], style: str, ground: str, edge: str) -> Flowable
         TableStyle(
             [
                 ("BACKGROUND", (0, 0), (-1, -1), HexColor(ground)),
-                ("LINEBEFORE", (0, 0), (0, -1), 4, HexColor(edge)),
+                ("LINEBEFORE", (0, 0), (0, -1), 4, HexColor(edge), "butt"),
                 ("LEFTPADDING", (0, 0), (-1, -1), 12),
             ]
         )
@@ -165,11 +173,11 @@ def _text(text: str, style: str) -> Paragraph:
     return Paragraph(escape(plain(text)), _STYLES[style])
 
 
-def _footer(canvas: Canvas, pages: SimpleDocTemplate, title: str) -> None:
+def _footer(canvas: Canvas, pages: SimpleDocTemplate, title: str, num_pages: int) -> None:
     canvas.saveState()
     canvas.setFont("Helvetica", 7.5)
     canvas.setFillColor(HexColor("#7a8494"))
     shown = title if len(title) <= 100 else f"{title[:99]}…"
     canvas.drawString(_MARGIN + _PADDING, 10 * mm, shown)
-    canvas.drawRightString(A4[0] - _MARGIN - _PADDING, 10 * mm, f"page {pages.page}")
+    canvas.drawRightString(A4[0] - _MARGIN - _PADDING, 10 * mm, f"page {pages.page} of {num_pages}")
     canvas.restoreState()

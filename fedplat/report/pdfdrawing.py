@@ -14,6 +14,7 @@ from fedplat.report.drawing import INKS, TEXT_COLOUR, Box, Figure, Path, Segment
 
 _NAME, _LEGEND, _GAP = 18, 18, 8
 _SMALLEST, _FONT = 0.72, 10.5
+_TALLEST = 680  # a page of A4 holds that between its margins
 
 
 def plain(text: str) -> str:
@@ -31,8 +32,9 @@ class Plot(Flowable):
 
     def wrap(self, aW: float, aH: float) -> tuple[float, float]:  # noqa: N803 (reportlab's names)
         """How much room it takes."""
-        self._scale = min(aW / self._figure.width, _SMALLEST)
         below = _LEGEND if self._figure.legend else 0
+        room = _TALLEST - _NAME - below - _GAP
+        self._scale = min(aW / self._figure.width, room / self._figure.height, _SMALLEST)
         return aW, self._figure.height * self._scale + _NAME + below + _GAP
 
     def draw(self) -> None:

@@ -9,7 +9,8 @@ from fedplat.report.material import RunState
 from fedplat.report.model import Accounting, Loss, PrivacyReport, RunLine
 from fedplat.report.plots import Axis, Line, bar, bar_plot, line_plot
 
-_MOST_BARS = 40
+MOST_BARS = 40
+"""More on one page nobody can read."""
 
 
 def pictures(report: PrivacyReport) -> Iterator[Figure]:
@@ -27,7 +28,9 @@ def pictures(report: PrivacyReport) -> Iterator[Figure]:
 
 def trade_off(losses: Sequence[tuple[str, Loss, str]]) -> Figure:
     """Of each (name, loss, style): how well the best test tells who took part."""
-    lines = [Line(name, [(p.fpr, p.tpr) for p in loss.trade_off], style) for name, loss, style in losses]
+    same = len(losses) > 1 and len({loss.trade_off for _, loss, _ in losses}) == 1
+    shown = [(" and ".join(name for name, _, _ in losses), *losses[0][1:])] if same else losses
+    lines = [Line(name, [(p.fpr, p.tpr) for p in loss.trade_off], style) for name, loss, style in shown]
     return line_plot(
         "How well the best test tells whether somebody took part",
         Axis("falsely accused (false positive rate)", 1),
@@ -51,9 +54,11 @@ def _over_releases(accounting: Accounting) -> Figure:
 
 
 def _bars(accounting: Accounting) -> Figure:
-    own = [bar(run.run, run.epsilon, _style(run)) for run in accounting.runs[-_MOST_BARS:]]
+    own = [bar(run.run, run.epsilon, _style(run)) for run in accounting.runs[-MOST_BARS:]]
     total = bar("all together", accounting.lifetime.after, "main")
-    name = "Epsilon of each run alone, and of all together (they do not add up)"
+    num = len(accounting.runs)
+    which = "each run" if num <= MOST_BARS else f"each of the last {MOST_BARS} runs of {num}"
+    name = f"Epsilon of {which} alone, and of all together (they do not add up)"
     label = f"epsilon at delta {accounting.lifetime.delta:g}"
     return bar_plot(name, label, [*own, total], accounting.lifetime.budget)
 

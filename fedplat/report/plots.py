@@ -14,6 +14,7 @@ _LEFT, _RIGHT, _TOP, _BOTTOM = 58, 16, 18, 46
 _NUM_TICKS = 5
 _BAR, _NAMES = 28, 92
 _MOST_DOTS = 40
+_LETTER = 7
 _RULES = ("limit", "coin")
 
 
@@ -85,15 +86,16 @@ def bar_plot(
     x = Axis(label, max(known, default=1.0) * 1.15 or 1.0)
     height = _TOP + _BOTTOM + _BAR * len(bars)
     shapes = [*_x_axis(x, height, _LEFT + _NAMES)]
+    at = _x_bar(limit, x) if limit else 0.0
     if limit:
-        at = _x_bar(limit, x)
         shapes.append(Segment(at, _TOP - 6, at, height - _BOTTOM, "limit"))
-        legend = (*legend, ("budget", "limit"))
-    shapes += [shape for place, one in enumerate(bars) for shape in _bar(one, x, _TOP + _BAR * place)]
+        legend = (*legend, (f"budget {limit:g}", "limit"))
+    shapes += [shape for place, one in enumerate(bars) for shape in _bar(one, x, _TOP + _BAR * place, at)]
     return Figure(name, _WIDTH, height, tuple(shapes), tuple(legend))
 
 
-def _bar(one: Bar, x: Axis, top: int) -> Iterator[Shape]:
+def _bar(one: Bar, x: Axis, top: int, limit: float) -> Iterator[Shape]:
+    """`limit`: where the line of the limit is, which no number may cover."""
     start = reached = float(_LEFT + _NAMES)
     for value, style in one.parts:
         width = value / x.end * (_WIDTH - _LEFT - _NAMES - _RIGHT)
@@ -103,9 +105,11 @@ def _bar(one: Bar, x: Axis, top: int) -> Iterator[Shape]:
         reached = _x_bar(x.end, x)
         yield Box(start, top + 4, reached - start, 18, "bare")
     yield Words(start - 8, top + 17, _short(one.name), "end")
-    inside = not one.parts or reached > _WIDTH - 70
-    at = (reached - 6, top + 17) if inside else (reached + 6, top + 17)
-    yield Words(*at, one.shown, "end" if inside else "start", on_bar=inside)
+    length = _LETTER * len(one.shown) + 6
+    after = max(reached, limit) if reached < limit < reached + length + 6 else reached
+    inside = not one.parts or after + length + 6 > _WIDTH
+    at = reached - 6 if inside else after + 6
+    yield Words(at, top + 17, one.shown, "end" if inside else "start", on_bar=inside)
 
 
 def _frame(x: Axis, y: Axis) -> Iterator[Shape]:
@@ -141,4 +145,5 @@ def _y(value: float, axis: Axis) -> float:
 
 
 def _short(text: str) -> str:
-    return text if len(text) <= 19 else f"{text[:18]}…"
+    """Names that begin alike often end differently."""
+    return text if len(text) <= 19 else f"{text[:9]}…{text[-9:]}"

@@ -17,14 +17,22 @@ def accountant_version() -> str:
     return version("dp-accounting")
 
 
-def flavor(unit: Unit, unprotected: tuple[str, ...]) -> Flavor:
-    """The definition, and what it leaves out."""
+_NAME = "Approximate differential privacy (epsilon, delta)"
+_NAMES = {
+    True: _NAME,
+    False: "None: the run has no differential privacy. The lines below describe runs that have it",
+    None: f"{_NAME}, of the runs that have it; nothing is promised about the others",
+}
+
+
+def flavor(unit: Unit, unprotected: tuple[str, ...], private: bool | None) -> Flavor:
+    """The definition, and what it leaves out; `private`: None if some runs have it, and some not."""
     return Flavor(
-        name="Approximate differential privacy (epsilon, delta)",
-        input_metric=f"zero-out: the data of one {unit} are there, or are as if they were all zero",
+        name=_NAMES[private],
+        input_metric=f"zero-out: the data of one {unit} are there, or add nothing; the number of {unit}s is the same",
         bound_on_input_distance=1,
         output_measure="(epsilon, delta), from the privacy loss distribution of all releases together",
-        data_domain="tables whose columns, scales and categories are declared in the run spec",
+        data_domain="as the run spec declares it: of tables the columns, their scales and categories",
         unprotected_quantities=unprotected,
     )
 
@@ -37,10 +45,15 @@ def implementation() -> Implementation:
     )
 
 
-def trust_model(where: str, actors: tuple[Actor, ...]) -> TrustModel:
-    """`where` the noise is made: in the silo, or in each silo."""
+def trust_model(where: str, actors: tuple[Actor, ...], private: bool | None) -> TrustModel:
+    """`where` the noise is made: in the silo, or in each silo; `private`: None if some runs have it, and some not."""
+    inside = (
+        f"noise in {where}, before anything leaves it; nobody outside has to be trusted with this promise, and it"
+        " holds though all of them work together. The silo's own machine and administrators are trusted"
+    )
+    bare = "where a run has no differential privacy, everybody who sees an update or the model has to be trusted"
     return TrustModel(
-        model_name=f"noise in {where}, before anything leaves it; nobody outside has to be trusted with this promise",
+        model_name={True: inside, False: bare, None: f"{inside}; {bare}"}[private],
         actors=actors,
         release_type="many: an update each round, and noised figures of merit where the spec has them; all are charged",
         data_source_type="static within a run",

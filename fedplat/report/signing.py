@@ -39,6 +39,13 @@ def signer(report: PrivacyReport | FederationReport) -> str:
     return f"server {report.server}" if isinstance(report, FederationReport) else f"silo {report.silo}"
 
 
+def how_to_know(report: PrivacyReport | FederationReport) -> str:
+    """What tells whose key it was."""
+    if isinstance(report, FederationReport):
+        return "Verify it at the server, or at a silo that is enrolled there: they know the server's key."
+    return f"Let silo {report.silo} read out by phone what `fedplat client fingerprint` says there, and compare."
+
+
 def sign_report(key: ec.EllipticCurvePrivateKey, report: PrivacyReport) -> ReportFile:
     """By the silo's enrolled key, over the report and the ledger's head; unsigned where that would be wrong."""
     if reason := _objection(report):
@@ -66,10 +73,9 @@ def verify_report(text: str, expected: str | None = None) -> Verdict:
     """
     file = read_report(text)
     if file.signature is None:
-        raise IdentityError("the report is not signed", hint=file.unsigned_because)
-    key = load_public(file.signature.key)
-    label, fields = _label(file.report), _fields(file.report)
-    verify(key, label, bytes.fromhex(file.signature.signature), *fields)
+        hint = file.unsigned_because or f"Its signature was taken away: rely on no figure in it. {_HINT}"
+        raise IdentityError("the report is not signed", hint=hint)
+    key = _checked_key(file.report, file.signature)
     found = fingerprint(key)
     if not hmac.compare_digest(found, file.signature.fingerprint):
         raise IdentityError("the report names another key than the one that signed it", hint=_HINT)
@@ -78,11 +84,22 @@ def verify_report(text: str, expected: str | None = None) -> Verdict:
     if expected is not None and not hmac.compare_digest(found, expected):
         raise IdentityError(
             f"the report is signed by another key than that of {signer(file.report)}",
-            hint="Compare fingerprints by phone: the silo reads out `fedplat client fingerprint`.",
+            hint=how_to_know(file.report),
         )
     if isinstance(file, FederationFile):
         _check_statements(file.report)
     return Verdict(file, found, expected is not None)
+
+
+def _checked_key(report: PrivacyReport | FederationReport, signature: ReportSignature) -> ec.EllipticCurvePublicKey:
+    """The key, after its signature was verified."""
+    try:
+        key = load_public(signature.key)
+        verify(key, _label(report), bytes.fromhex(signature.signature), *_fields(report))
+    except IdentityError:
+        message = "the report is not as it was signed: it was altered, or its signature is from another report"
+        raise IdentityError(message, hint=f"Rely on no figure in it. {_HINT}") from None
+    return key
 
 
 def read_report(text: str) -> AnyFile:
@@ -91,12 +108,17 @@ def read_report(text: str) -> AnyFile:
         raw = json.loads(text, object_pairs_hook=_once)
         file = _kind(raw).model_validate_json(text)
     except (ValueError, RecursionError) as error:
-        first = error.errors()[0]["loc"] if isinstance(error, ValidationError) else ()
-        where = f" (at {'.'.join(map(str, first))})" if first else ""
-        raise WireError(f"this is no privacy report that this version can read{where}", hint=_HINT) from None
+        raise WireError(f"this is no privacy report that this version can read ({_why(error)})", hint=_HINT) from None
     if canonical_json(raw) != canonical(file):
         raise WireError("the report says something in another form than fedplat writes it", hint=_HINT)
     return file
+
+
+def _why(error: Exception) -> str:
+    if isinstance(error, ValidationError) and (first := error.errors()[0])["loc"]:
+        what = {"missing": "is missing", "extra_forbidden": "is not known"}.get(first["type"], "is not valid")
+        return f"{'.'.join(map(str, first['loc']))} {what}"
+    return "it is no JSON, or was cut off, or says something twice"
 
 
 def canonical(file: AnyFile) -> str:
@@ -150,8 +172,11 @@ def _check_statements(report: FederationReport) -> None:
     for line in report.privacy_loss.silos:
         if line.statement is None or line.statement_key is None:
             continue
-        key = load_public(line.statement_key)
-        told = verify_statement(line.statement, key, line.silo)
+        try:
+            key = load_public(line.statement_key)
+            told = verify_statement(line.statement, key, line.silo)
+        except (IdentityError, WireError):
+            raise IdentityError(f"a statement in the report is not as silo {line.silo} signed it", hint=_HINT) from None
         if fingerprint(key) != line.fingerprint or told.spent != line.lifetime.events:
             raise IdentityError(f"the report says something else than silo {line.silo} has signed", hint=_HINT)
 

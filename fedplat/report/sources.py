@@ -51,11 +51,11 @@ def answer(asked: Question) -> AnyFile:
     for side in order:
         if side in known and known[side].is_here(asked):
             return known[side].answer(asked)
-    whose = f"silo {asked.silo}" if asked.silo else "neither a server nor a silo"
+    missing = f"no silo {asked.silo}" if asked.silo else "no silo" if asked.plan else "neither a server nor a silo"
     raise NotFoundError(
-        f"there is {'no ' if asked.silo else ''}{whose} in {asked.root}",
-        hint="--home DIR, or FEDPLAT_HOME, says where the server or the silo keeps its state."
-        + (" A plan is weighed at a silo." if asked.plan else ""),
+        f"there is {missing} in {asked.root}",
+        hint=("A plan is weighed in a hospital, by its own book. " if asked.plan else "")
+        + "--home DIR, or FEDPLAT_HOME, says where the server or the silo keeps its state.",
     )
 
 

@@ -27,7 +27,7 @@ thead th { color: #556; }
 tbody th { overflow-wrap: anywhere; } tbody th.name { white-space: nowrap; }
 td.long { overflow-wrap: anywhere; min-width: 7rem; }
 table.pairs th { width: 34%; white-space: normal; }
-table.wide { font-size: .8rem; }
+table.wide { font-size: .8rem; } .wide th, .wide td { padding-right: .35rem; }
 .pass, .fail, .declared { font-weight: 600; white-space: nowrap; }
 .pass { color: #1d6b34; } .fail { color: #a3250f; } .declared { color: #6a5300; }
 figure { margin: 1.4rem 0; break-inside: avoid; }
@@ -39,7 +39,7 @@ figure > svg { width: 100%; height: auto; display: block; }
 .legend { font-size: .8rem; color: #3a4452; } .key { margin-right: 1.4rem; white-space: nowrap; }
 .hand td { height: 2.2rem; }
 details { margin-top: 2rem; font-size: .75rem; color: #556; }
-pre { white-space: pre-wrap; overflow-wrap: anywhere; }
+pre { white-space: pre-wrap; overflow-wrap: anywhere; font-size: .67rem; }
 @media (max-width: 40rem) { main { margin: 0; padding: 1.2rem; overflow-x: auto; } }
 @page { size: A4; margin: 18mm 16mm; }
 @media print {

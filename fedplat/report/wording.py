@@ -17,7 +17,7 @@ _GOVERNANCE = {
     "recipients": "Recipients of the model",
     "retention": "Retention",
 }
-_BY_HAND = ("Privacy officer", "Decision, and until when it holds")
+_BY_HAND = ("Privacy officer (name, date, signature)", "Decision", "Until when it holds")
 POPULATION_FACTS = (
     "What the study finds out about people in general. If the model shows that smokers fall ill more often, one"
     " learns something about every smoker, whether or not they were in the data."
@@ -27,8 +27,8 @@ COMPOSITION = (
     " patient or a record, tuning runs included. Epsilons of runs do not add up to the epsilon of all of them."
 )
 MECHANISMS = (
-    "DP-SGD: each step samples every patient (or record) with a probability of its own, clips its gradient to the clip"
-    " norm, adds Gaussian noise of noise multiplier x clip norm once a step, and divides by a declared constant."
+    "DP-SGD: each step takes every patient (or record) independently, by the sampling rate, clips its gradient to the"
+    " clip norm, adds Gaussian noise of noise multiplier x clip norm once a step, and divides by a declared constant."
 )
 NOISED_METRICS = (
     "Figures of merit: in each evaluation every patient (or record) of the test records adds a vector of norm at most 1"
@@ -37,17 +37,26 @@ NOISED_METRICS = (
 RANDOMNESS = "The operating system's, in the silo; the server knows no seed of samples or noise."
 NO_AUDIT = "No attack was run against the models of this report; the figures are proofs, not measurements."
 
+NEW_DATASET = (
+    "The silo's ledger does not know this dataset yet. If its patients are in another dataset here, what they were"
+    " charged comes on top: the silo finds that out when it takes part."
+)
+_NOISED = {
+    True: ", each noised before it left",
+    False: ", without any noise",
+    None: ", noised only where the run has differential privacy",
+}
+_BESIDES = "figures of merit, timings, and what the silos have signed of their ledgers"
+
 ATTENTION = "Attention"
 TIMES = "times in 100"
-_UNITS = {
-    "patient": "All records of one patient in this silo's training data, together.",
-    "record": "One record in this silo's training data. A patient with several records is protected less.",
+UNITS = {
+    "patient": "Protected are all records of one patient in a silo's training data together, however many: the spec"
+    " names the column that says whose a record is, and they move a step by the clip norm at most.",
+    "record": "Protected is one record in a silo's training data: the spec of a run names no column that says whose a"
+    " record is, or wants it so. A patient with several records is protected less.",
 }
-
-
-def unit_in_words(material: Material) -> str:
-    """Whom the figures protect."""
-    return _UNITS[material.unit]
+"""Whom the figures protect, and why."""
 
 
 def summary(material: Material, kind: Kind, loss: PrivacyLoss, lifetime: Lifetime) -> tuple[str, ...]:
@@ -61,7 +70,7 @@ def summary(material: Material, kind: Kind, loss: PrivacyLoss, lifetime: Lifetim
         Kind.RUN: "From all that these patients' data were used for here, that run included: s",
         Kind.PLAN: "From all that these patients' data were, and may yet be, used for here, this plan included: s",
     }
-    return (*lines, _odds(material, leads[kind], loss.lifetime, will), *_figures(kind, loss, lifetime))
+    return (*lines, _odds(material, leads[kind], loss.lifetime, will), *_figures(material, kind, loss, lifetime))
 
 
 def to_be_filled_in(said: GovernanceSection) -> tuple[str, ...]:
@@ -94,19 +103,37 @@ def actors(material: Material) -> tuple[Actor, ...]:
     """Who sees what."""
     run = material.the_run
     is_secure = run.spec.secure_aggregation if run is not None and run.spec is not None else None
+    return everybody(f"Silo {material.silo}", is_secure, is_private(material))
+
+
+def everybody(silo: str, is_secure: bool | None, private: bool | None) -> tuple[Actor, ...]:
+    """Who sees what, from the inside out; `is_secure`, `private`: None if runs differ in that."""
+    made_of = "each round's model, which is made of the updates" + _NOISED[private]
     return (
-        Actor(name=f"Silo {material.silo}", sees="its own records, and each round's model"),
-        Actor(name="The server and its operator", sees=server_sees(is_secure)),
-        Actor(name="Other silos", sees="each round's model, which is made of the noised updates"),
+        Actor(
+            name=f"{silo}, and whoever administers its machine",
+            sees="everything there: records, gradients before the noise, keys; and each round's model",
+        ),
+        Actor(name="The server and its operator", sees=f"{_server_sees(is_secure, private)}; {_BESIDES}"),
+        Actor(name="Other silos", sees=made_of),
         Actor(name="Whoever gets the model", sees="the final model, and what the study publishes of its rounds"),
     )
 
 
-def server_sees(is_secure: bool | None) -> str:
-    """`is_secure`: whether updates were masked; None if runs differ in that."""
-    single = "every update of a silo, noised before it left"
-    total = "the sum of all silos' updates, each of them noised before it left, and no single one"
-    return {True: total, False: single, None: f"as a run's spec says, {single}, or only {total}"}[is_secure]
+def _server_sees(is_secure: bool | None, private: bool | None) -> str:
+    what = {
+        True: "the sum of all silos' updates, and no single one",
+        False: "every update of a silo",
+        None: "every update of a silo, or the sum of all and no single one, as a run's spec says",
+    }
+    return what[is_secure] + _NOISED[private]
+
+
+def is_private(material: Material) -> bool | None:
+    """Whether the run, or every run, has differential privacy; None if some have it, and some not."""
+    runs = [material.the_run] if material.the_run is not None else material.runs
+    found = {run.has_privacy for run in runs} or {True}
+    return found.pop() if len(found) == 1 else None
 
 
 def _releases(kind: Kind) -> str:
@@ -121,13 +148,15 @@ def _odds(material: Material, lead: str, loss: Loss, will: str) -> str:
 def odds(who: str, loss: Loss) -> str:
     """How often somebody is right, beside a coin; `who`: the sentence up to that."""
     if loss.epsilon is None:
-        return f"{who} up to 100 {TIMES}: there is no bound, where a coin toss is right 50 times."
+        return f"{who} up to 100 {TIMES}: there is no bound. A coin toss is right 50 times."
     return f"{who} at most {loss.right_in_100} {TIMES}, where a coin toss is right 50 times."
 
 
-def _figures(kind: Kind, loss: PrivacyLoss, lifetime: Lifetime) -> Iterator[str]:
+def _figures(material: Material, kind: Kind, loss: PrivacyLoss, lifetime: Lifetime) -> Iterator[str]:
     delta = f"{lifetime.delta:g}"
-    if loss.alone is not None:
+    if loss.alone is not None and loss.alone.epsilon is None:
+        yield f"No epsilon, the usual measure, bounds what that run {_releases(kind)}."
+    elif loss.alone is not None:
         yield f"In the usual measure, that run's epsilon is {say(loss.alone.epsilon)} at delta {delta}."
     when = "would have been spent with this plan and all that open runs may still spend"
     what = when if kind is Kind.PLAN else "was spent so far"
@@ -135,8 +164,10 @@ def _figures(kind: Kind, loss: PrivacyLoss, lifetime: Lifetime) -> Iterator[str]
         yield "For life, no epsilon bounds what was released, or may be: something has no noise, or too little."
     else:
         yield f"For life, epsilon {say(lifetime.after)} at delta {delta} {what}."
+    if kind is Kind.PLAN and not material.datasets:
+        yield NEW_DATASET
     if lifetime.budget is None:
-        yield "There is no budget for these patients: nothing stops further runs."
+        yield "There is no budget for these patients: no limit in epsilon stops further runs."
     elif lifetime.fits:
         yield f"That is within the budget of epsilon {lifetime.budget:g}, which is for life and for all runs together."
     else:
@@ -147,7 +178,7 @@ def _figures(kind: Kind, loss: PrivacyLoss, lifetime: Lifetime) -> Iterator[str]
 
 def _unprotected(material: Material) -> Iterator[str]:
     yield POPULATION_FACTS
-    yield "That this hospital takes part, in which runs and when, and how long it needed: timings leave as they are."
+    yield "That this hospital takes part, in which runs and when, how long it needed, and whether its training failed."
     yield "How many patients or records there are: the promise takes the number as public."
     run = material.the_run
     yield metrics_told(run.spec.metrics if run is not None and run.spec is not None else None)

@@ -224,7 +224,7 @@ def test_death_at_every_write_of_a_run(
     calm = make_script(tmp_path / "calm", data)
     disk = CrashingFilesystem(10_000, power_loss=power_loss)
     expected = calm.run(disk, monkeypatch)
-    assert len(content(calm.home)) == 3  # which run it was, and the local parameters after either round
+    assert len(content(calm.home)) == 4  # which run it was, its spec, and the local parameters after either round
     for at, step in enumerate(disk.steps):
         script = make_script(tmp_path / str(at), data)
         assert script.run(CrashingFilesystem(at, power_loss=power_loss), monkeypatch) == expected, step

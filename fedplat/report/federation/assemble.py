@@ -33,16 +33,16 @@ def make_federation_report(material: FederationMaterial) -> FederationReport:
     delta = delta_of(material)
     loss = _loss(material, charges, delta)
     checks = _checks(material, charges, delta)
-    found = assumptions(material, charges, loss, checks)
+    found, private = assumptions(material, charges, loss, checks), wording.is_private(material)
     return FederationReport(
         made_at=material.made_at,
         server=material.server,
         subject=material.subject,
         summary=(*wording.summary(material, loss), *common.failed(found)),
         product=_product(material),
-        dp_flavor=promise.flavor(loss.privacy_unit, wording.unprotected(material, loss.privacy_unit)),
+        dp_flavor=promise.flavor(loss.privacy_unit, wording.unprotected(material, loss.privacy_unit), private),
         privacy_loss=loss,
-        model=promise.trust_model("each silo", wording.actors(material)),
+        model=promise.trust_model("each silo", wording.actors(material), private),
         run=material.run,
         accounting=FederationAccounting(
             accountant=promise.ACCOUNTANT,
@@ -127,13 +127,15 @@ def _unit(material: FederationMaterial) -> Unit:
 
 def _product(material: FederationMaterial) -> Product:
     run, names = material.run, tuple(dict.fromkeys(facts.silo for facts in material.silos))
+    signed = {facts.silo for facts in material.silos if facts.latest is not None}
+    who = f"{len(signed)} silos" if len(signed) == len(names) else f"{len(signed)} of {len(names)} silos"
     purpose = run.spec.governance.purpose if run is not None else ""
     return Product(
         name=run.spec.study if run is not None else material.subject,
         data_curators=names,
         data_product_type="Machine learning model",
         intended_use=purpose or "to be filled in: see governance",
-        description=f"Federated training: {material.subject}, as {len(names)} silos have signed it.",
+        description=f"Federated training: {material.subject}, as {who} have signed it.",
         spec_hash=run.spec_hash if run is not None else None,
     )
 

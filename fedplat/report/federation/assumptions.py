@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator, Sequence
 
 from fedplat.privacy import epsilon
-from fedplat.report.assumptions import DECLARED, judge
+from fedplat.report.assumptions import DECLARED, FAR_BELOW, agreement, judge
 from fedplat.report.federation.charges import Charged
 from fedplat.report.federation.material import FederationMaterial
 from fedplat.report.federation.model import FederationLoss
@@ -46,8 +46,7 @@ def _figures(charges: Sequence[Charged], checks: Sequence[CheckedEpsilon]) -> It
     yield judge(
         "figures-as-signed", not differ, "Computed anew, each silo's epsilon is what it signed.", _not_so(differ)
     )
-    wrong = [failure for check in checks for failure in check.failures]
-    yield judge("accountants-agree", not wrong, "Independent accountants agree about epsilon.", "; ".join(wrong))
+    yield agreement(checks)
     units = {one.facts.latest.told.unit for one in charges if one.facts.latest}
     yield judge("one-unit", len(units) < 2, "Every silo protects the same: patients, or records.")
     over = [one.facts.silo for one in charges if _is_over(one)]
@@ -64,7 +63,9 @@ def _run(material: FederationMaterial, charges: Sequence[Charged]) -> Iterator[A
     yield judge("metrics-counted", run.spec.counts_metrics, told)
     sizes = {one.facts.silo: _num_units(one, run.spec.expected_batch_size) for one in charges}
     large = [silo for silo, num in sizes.items() if num and run.delta is not None and run.delta * num >= 1]
-    yield judge("small-delta", not large, "Delta is below 1 / number of patients or records.", _not_so(large))
+    most = (run.delta or 0) * max(sizes.values(), default=0)
+    detail = _not_so(large) or (f"Delta times the number: {most:.2g} at most. {FAR_BELOW}" if most else "")
+    yield judge("small-delta", not large, "Delta is below 1 / number of patients or records.", detail)
     if run.masking is not None:
         needed = run.masking.smallest_cohort if run.masking.num_sums else 0
         detail = f"{run.masking.num_sums} sums, the smallest over {needed} silos."

@@ -67,6 +67,11 @@ class FederatedRun(Part):
     model_hash: Digest | None
     masking: MaskingFacts | None
 
+    @property
+    def is_private(self) -> bool:
+        """Whether the run has differential privacy."""
+        return self.mode != "none"
+
 
 class FederationMaterial(Part):
     """`subject`: what was asked for, in words. `overlaps`: silos that may treat the same patients, as specs say."""

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from fedplat.ledger import Unit
 from fedplat.report import wording as common
-from fedplat.report.federation.material import FederationMaterial, MaskingFacts
+from fedplat.report.federation.material import FederatedRun, FederationMaterial
 from fedplat.report.federation.model import FederationLoss
 from fedplat.report.model import Actor, Loss
 
@@ -39,17 +39,34 @@ def _summary(material: FederationMaterial, loss: FederationLoss) -> Iterator[str
     yield _odds("From all that these silos' patients were used for here: s", loss.lifetime, loss.privacy_unit)
     delta = f"{loss.delta:g}"
     if loss.alone is not None:
-        figure = common.say(loss.alone.epsilon)
-        yield f"In the usual measure, that run's epsilon is {figure} at delta {delta}, at the silo where it is largest."
-    yield f"For life, epsilon is {common.say(loss.lifetime.epsilon)} at delta {delta}, at the silo where it is largest."
+        yield _at_most("In the usual measure, that run's epsilon", loss.alone, delta)
+    yield _at_most("For life, epsilon", loss.lifetime, delta)
     yield loss.rule
     if material.run is not None:
-        yield masking(material.run.masking)
+        yield masking(material.run)
 
 
-def masking(facts: MaskingFacts | None) -> str:
+def _at_most(what: str, loss: Loss, delta: str) -> str:
+    if loss.epsilon is None:
+        return f"{what} is without bound at one silo at least."
+    return f"{what} is {common.say(loss.epsilon)} at delta {delta}, at the silo where it is largest."
+
+
+def is_private(material: FederationMaterial) -> bool | None:
+    """Whether the run, or every run, has differential privacy; None if some have it, and some not."""
+    if material.run is not None:
+        return material.run.is_private
+    return None if any(facts.bare_runs for facts in material.silos) else True
+
+
+def masking(run: FederatedRun) -> str:
     """What secure aggregation adds, and what it needs."""
-    stays = "The figures above hold all the same, whoever works together: each update is noised in its silo."
+    stays = (
+        "The figures above hold all the same, whoever works together: each update is noised in its silo."
+        if run.is_private
+        else "Nothing else protects the patients: no update was noised."
+    )
+    facts = run.masking
     if facts is None:
         return f"The server saw each silo's update: there was no secure aggregation. {stays}"
     if not facts.num_sums:
@@ -71,14 +88,8 @@ def unprotected(material: FederationMaterial, unit: Unit) -> tuple[str, ...]:
 
 def actors(material: FederationMaterial) -> tuple[Actor, ...]:
     """Who sees what."""
-    run = material.run
-    is_masked = run.spec.secure_aggregation if run is not None else None
-    return (
-        Actor(name="Each silo", sees="its own records, and each round's model"),
-        Actor(name="The server and its operator", sees=common.server_sees(is_masked)),
-        Actor(name="Other silos", sees="each round's model, which is made of the noised updates"),
-        Actor(name="Whoever gets the model", sees="the final model, and what the study publishes of its rounds"),
-    )
+    is_secure = material.run.spec.secure_aggregation if material.run is not None else None
+    return common.everybody("Each silo", is_secure, is_private(material))
 
 
 def _odds(lead: str, loss: Loss, unit: Unit) -> str:
@@ -88,7 +99,7 @@ def _odds(lead: str, loss: Loss, unit: Unit) -> str:
 
 def _unprotected(material: FederationMaterial, unit: Unit) -> Iterator[str]:
     yield common.POPULATION_FACTS
-    yield "Which hospitals take part, in which rounds and when, and how long each needed: the server knows it."
+    yield "Which hospitals take part, in which rounds and when, how long each needed, and whose training failed."
     yield "How many patients or records a silo has: its signed sampling rate tells it; it counts as public."
     run = material.run
     yield common.metrics_told(run.spec.metrics if run is not None else None)

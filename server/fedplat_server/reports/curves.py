@@ -10,6 +10,7 @@ from fedplat.report.plots import Axis, Line, line_plot
 
 View = Mapping[str, Any]
 _SPLITS = {"test": "main", "train": "other"}
+_NAMES = {"test": "test", "train": "training"}
 _STYLES = ("main", "other", "third", "fourth", "bare", "sixth")
 
 
@@ -27,14 +28,14 @@ def curves(view: View) -> Iterator[Figure]:
     shares = [name for name in names if name != "loss" and all(_is_share(lines[name, split]) for split in _SPLITS)]
     last = max([1, *(one["round_number"] for one in view["evaluations"])])
     for name in (name for name in names if name not in shares):
-        shown = [Line(f"{split} records", lines[name, split], style) for split, style in _SPLITS.items()]
+        shown = [Line(f"{_NAMES[split]} records", lines[name, split], style) for split, style in _SPLITS.items()]
         yield _plot(name.capitalize(), name, last, [line for line in shown if line.points])
     for split in _SPLITS:
         known = [name for name in shares if lines[name, split]]
         for start in range(0, len(known), len(_STYLES)):
             chosen = zip(known[start : start + len(_STYLES)], _STYLES, strict=False)
             shown = [Line(name, lines[name, split], style) for name, style in chosen]
-            yield _plot(f"Figures on the {split} records", "", last, shown)
+            yield _plot(f"Figures on the {_NAMES[split]} records", "", last, shown)
 
 
 def _line(view: View, name: str, split: str) -> list[tuple[float, float]]:

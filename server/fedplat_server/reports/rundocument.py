@@ -17,6 +17,8 @@ from fedplat_server.reports.curves import curves, numbers
 from fedplat_server.reports.timing import time_chapter
 
 View = Mapping[str, Any]
+_SPLITS = {"test": "test", "train": "training"}
+_LINE = 106  # as many as a page of A4 takes
 _CSV = ("round", "silo", "state", "in_the_sum", "reason", "num_examples", "seconds_waiting", "seconds_training")
 _CSV_MORE = ("seconds_evaluating", "seconds_communicating", "samples_per_second", "bytes_down", "bytes_up", "restarts")
 
@@ -42,11 +44,18 @@ def run_document(view: View) -> Document:
         title=f"Run {view['id']}",
         description=f"Study {view['name']}, spec {view['spec_hash'][:16]}. Begun {_at(view['created_at'])} UTC.",
         headlines=(f"{ended[:1].upper()}{ended[1:]}. {done} of {planned} rounds.", *_best(view)),
-        lines=(),
+        lines=(_privacy(view),),
         alarms=(),
         figures=tuple(curves(view)),
         chapters=tuple(_chapters(view)),
     )
+
+
+def _privacy(view: View) -> str:
+    if view["spec"]["privacy"]["mode"] == "none":
+        return "The run has no differential privacy: nothing bounds what its model tells about one patient."
+    told = "What its model, and all else that left the silos, tells about one patient is in another report, signed:"
+    return f"{told} fedplat report privacy --run {view['id']}"
 
 
 def _best(view: View) -> Iterator[str]:
@@ -68,7 +77,7 @@ def _chapters(view: View) -> Iterator[Chapter]:
     yield Chapter(
         "The spec",
         text=f"SHA-256 of its canonical form: {view['spec_hash']}.",
-        verbatim=json.dumps(view["spec"], indent=2, ensure_ascii=False),
+        verbatim=_laid_out(view["spec"]),
     )
 
 
@@ -77,7 +86,7 @@ def _figures(view: View) -> Chapter:
     rows = [
         (
             str(one["round_number"]),
-            one["split"],
+            _SPLITS[one["split"]],
             str(len(one["silos"])),
             "" if one["num_examples"] is None else str(one["num_examples"]),
             *(f"{numbers(one)[name]:.4f}" if name in numbers(one) else "" for name in names),
@@ -85,7 +94,9 @@ def _figures(view: View) -> Chapter:
         for one in sorted(view["evaluations"], key=lambda e: (e["split"], e["round_number"]))
     ]
     text = "Of the weights after each round, over all records together; round 0: the first weights."
-    table = Table(("Round", "Records", "Silos", "Number", *names), tuple(rows))
+    if "divergence" in names:
+        text += " Divergence: 1 where all silos' updates point the same way, 0 where they cancel out."
+    table = Table(("Round", "Records", "Silos", "How many", *names), tuple(rows))
     return Chapter("Figures", text=text if rows else "None left the silos.", tables=(table,) if rows else ())
 
 
@@ -95,7 +106,8 @@ def _rounds(view: View) -> Chapter:
     for one in view["rounds"]:
         number = one["number"]
         left_out = [
-            f"{silo} ({reason})" if (reason := reasons.get((number, silo))) else silo for silo in one["without"]
+            f"{silo} ({reason})" if (reason := reasons.get((number, silo), "not asked")) else silo
+            for silo in one["without"]
         ]
         seconds = "" if one["seconds"] is None else f"{one['seconds']:.2f}"
         norm = "" if one["update_norm"] is None else f"{one['update_norm']:.4g}"
@@ -120,13 +132,11 @@ def _silos(view: View) -> Chapter:
 def _masking(view: View) -> Chapter:
     steps = view["secure_steps"]
     opened = [step for step in steps if step["cohort"] is not None]
+    worst = min((step["colluders_tolerated"] for step in opened), default=0)
     rows = [
         ("Steps", f"{len(steps)}, of which {len(opened)} had a cohort"),
         ("Silos in the smallest sum", str(min((len(step["cohort"]) for step in opened), default=0))),
-        (
-            "May side with the server, in the worst step",
-            str(min((s["colluders_tolerated"] for s in opened), default=0)),
-        ),
+        ("May side with the server and learn no single update", f"{worst} silos, in the worst step"),
     ]
     text = "The server saw sums over silos, and no single update."
     return Chapter("Secure aggregation", text=text, tables=(pairs(rows),))
@@ -141,6 +151,19 @@ def _csv(view: View) -> str:
         rest = (part[name] for name in (*_CSV[5:], *_CSV_MORE))
         rows.append((*first, *("" if value is None else value for value in rest)))
     return csv_text((*_CSV, *_CSV_MORE), rows)
+
+
+def _laid_out(value: object, depth: int = 0, name: str = "") -> str:
+    """JSON that has on one line whatever fits there."""
+    line = name + json.dumps(value, ensure_ascii=False)
+    if not isinstance(value, dict | list) or not value or 2 * depth + len(line) <= _LINE:
+        return line
+    named = (
+        [(f"{json.dumps(k)}: ", v) for k, v in value.items()] if isinstance(value, dict) else [("", v) for v in value]
+    )
+    rows = ",\n".join("  " * (depth + 1) + _laid_out(one, depth + 1, key) for key, one in named)
+    begin, end = "{}" if isinstance(value, dict) else "[]"
+    return f"{name}{begin}\n{rows}\n{'  ' * depth}{end}"
 
 
 def _at(text: str) -> str:

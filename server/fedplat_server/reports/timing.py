@@ -21,8 +21,8 @@ def time_chapter(view: View) -> Chapter:
         if part["seconds_training"] is not None:
             by_silo.setdefault(part["silo_name"], []).append(part)
     text = (
-        "Means over the rounds that a silo has trained in, of its own time. A whole round takes as long as the slowest"
-        " silo, and as opening the sum and the step take at the server."
+        "Mean seconds over the rounds that a silo has trained in, of its own time. A whole round takes as long as the"
+        " slowest silo, and as opening the sum and the step take at the server."
     )
     tables = [_silos(by_silo)] if by_silo else []
     if view["secure_steps"]:
@@ -57,7 +57,7 @@ def _bar(silo: str, parts: Sequence[View]) -> Bar:
 
 
 def _silos(by_silo: Mapping[str, Sequence[View]]) -> Table:
-    head = ("Silo", "Rounds", *(f"{phase.capitalize()} s" for phase in _PHASES), "Records/s", "Busy", "MB", "Restarts")
+    head = ("Silo", "Rounds", *(phase.capitalize() for phase in _PHASES), "Records/s", "Busy", "MB", "Restarts")
     rows = []
     for silo, parts in sorted(by_silo.items()):
         busy = _mean(parts, "busy_share")

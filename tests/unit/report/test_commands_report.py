@@ -18,6 +18,7 @@ from fedplat.report import ReportFile
 from fedplat.spec import load_spec
 from fedplat_silo.approvals import ask
 from fedplat_silo.membership import Membership, Place, save_membership
+from fedplat_silo.records import remember_run, retire_run
 from tests.support.specs import table
 from tests.unit.ledger.scene import Scene
 
@@ -168,17 +169,24 @@ def test_a_plan_before_there_is_a_ledger(silo: Scene, tmp_path: Path) -> None:
     assert "There is no ledger yet" in done.stdout
 
 
-def test_the_spec_of_a_run_that_was_asked_about_is_known(silo: Scene) -> None:
+@pytest.mark.parametrize("kept", ["asked about", "over", "altered"])
+def test_the_spec_of_a_run_is_known_by_the_hash_in_the_book(silo: Scene, kept: str) -> None:
     plan = silo.folder / "study.toml"
     plan.write_text(table("heart") + PRIVATE)
     spec = load_spec(plan)
     silo.book.reserve(
         "r-2", spec_hash=spec.hash, dataset="heart", mode="record", unit="patient", delta=1e-5, events=[some(10)]
     )
-    ask(silo.home, "r-2", spec)
+    if kept == "asked about":
+        ask(silo.home, "r-2", spec)
+    else:
+        remember_run(silo.home, "r-2", spec)
+        retire_run(silo.home, "r-2", spec.hash)
+    if kept == "altered":
+        past = silo.home.run("r-2") / "past.json"
+        past.write_text(past.read_text().replace('"metrics":"none"', '"metrics":"unprotected"'))
     facts = made(silo, "--run", "r-2").report.accounting.runs[-1].spec
-    assert facts is not None
-    assert (facts.metrics, facts.clip_norm) == ("none", 1)
+    assert (facts and (facts.metrics, facts.clip_norm)) == (None if kept == "altered" else ("none", 1))
 
 
 def test_what_is_no_report(silo: Scene) -> None:
@@ -189,6 +197,11 @@ def test_what_is_no_report(silo: Scene) -> None:
     other.write_text("# Report")
     with pytest.raises(FedplatError, match="no privacy report"):
         call(silo, "verify", str(other))
+
+
+def test_a_folder_that_is_not_there(silo: Scene) -> None:
+    with pytest.raises(FedplatError, match="cannot be written: No such file or directory"):
+        call(silo, "privacy", "--output", str(silo.folder / "nowhere" / "report.html"))
 
 
 def test_where_there_is_neither_side_it_says_what_to_do(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 from typing import Any
 
 import pytest
@@ -105,6 +106,7 @@ def test_a_silo_that_signed_nothing_has_no_bound() -> None:
     assert report.privacy_loss.alone.right_in_100 == 100
     assert judged(report, "everybody-signed") is Status.FAIL
     assert "there is no bound" in report.summary[0]
+    assert "as 1 of 2 silos have signed it" in report.product.description
 
 
 def test_a_run_without_privacy_takes_the_bound_away() -> None:
@@ -162,7 +164,7 @@ def _overlap(raw: Any) -> None:
 def test_an_altered_report_is_refused(told: FederationFile, change: Any) -> None:
     raw = json.loads(render(told, "json"))
     change(raw)
-    with pytest.raises(IdentityError, match="server-report"):
+    with pytest.raises(IdentityError, match="not as it was signed"):
         verify_report(json.dumps(raw))
 
 
@@ -178,7 +180,7 @@ def test_a_server_cannot_say_what_a_silo_has_not_signed(told: FederationFile) ->
     line["statement"]["signature"] = "00" * 70
     forged = read_report(json.dumps(raw))
     assert isinstance(forged, FederationFile)
-    with pytest.raises(IdentityError, match=r"fedplat/1/ledger\)"):
+    with pytest.raises(IdentityError, match="is not as silo hospital-a signed it"):
         verify_report(render(sign_federation(SERVER, forged.report), "json"))
 
 
@@ -201,3 +203,24 @@ def test_every_format_is_always_the_same(told: FederationFile, form: str) -> Non
     assert text == render(told, form)
     assert "hospital-c" in text or "hospital\\-c" in text
     assert "complian" not in text.lower()
+
+
+def test_a_budget_at_another_delta_says_so_and_no_run_has_no_rounds() -> None:
+    told = last_word(statement("hospital-a", Deed.CLOSED, [steps(500)], delta=1e-3), "hospital-a")
+    silos = (facts("hospital-a", 200, 300, latest=told), facts("hospital-b", 100, 100))
+    report = make_federation_report(material(run=None, silos=silos, subject="all runs of all silos"))
+    text = render(sign_federation(SERVER, report), "md")
+    assert "| Silo | Dataset | For each | Of all runs | Reserved | Budget |" in text
+    assert re.findall(r"\| hospital-. \| heart \| patient \| .* \| - \| (.*) \|", text) == ["3 at delta 0.001", "3"]
+
+
+def test_no_noise_is_claimed_where_there_was_none() -> None:
+    bare = run_facts(mode="none", spec=spec_facts("unprotected"))
+    silos = (facts("hospital-a", 200, 300, bare_runs=("r-2",)),)
+    for masking in (bare.masking, None):
+        run = bare.model_copy(update={"masking": masking})
+        text = render(sign_federation(SERVER, make_federation_report(material(run=run, silos=silos))), "md")
+        for claim in ("each update is noised", "noised in its silo", "noised before it left", "noise in each silo"):
+            assert claim not in text, claim
+        assert "no update was noised" in text
+        assert "| Promise | None: the run has no differential privacy" in text

@@ -16,9 +16,13 @@ from fedplat.report import (
     make_report,
     render,
     sign_report,
+    unsigned_report,
 )
+from fedplat.report.drawing import Path, Words
 from fedplat.report.figures import right_in_100
 from fedplat.report.model import Kind, Status
+from fedplat.report.pictures import trade_off
+from fedplat.report.plots import Bar, bar_plot
 from tests.unit.report.scene import KEY, material, release, run, spec_facts, steps
 
 
@@ -69,7 +73,8 @@ def test_other_accountants_agree(file: ReportFile) -> None:
     assert check.pld is not None
     assert check.rdp == pytest.approx(2.101, abs=5e-4)
     assert check.failures == ()
-    assert judged(file.report, "accountants-agree") is Status.PASS
+    [agreed] = [one for one in file.report.accounting.assumptions if one.name == "accountants-agree"]
+    assert (agreed.status, agreed.detail) == (Status.PASS, "Checked by RDP and PRV.")
 
 
 def test_nobody_signs_what_the_accountants_disagree_about(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -100,6 +105,7 @@ def test_one_release_without_noise_takes_every_bound_away() -> None:
     assert "no epsilon bounds" in report.summary[1]
     assert "bare" in report.dp_flavor.unprotected_quantities[-1]
     assert report.accounting.runs[1].epsilon is None
+    assert "of the noised releases alone" in render(unsigned_report(report, "no key"), "md")
 
 
 def test_a_plan_is_weighed_with_all_that_may_still_come() -> None:
@@ -115,6 +121,7 @@ def test_a_plan_is_weighed_with_all_that_may_still_come() -> None:
     assert (life.fits, judged(report, "within-budget")) == (False, Status.FAIL)
     assert "would be right" in report.summary[0]
     assert "this plan included" in report.summary[1]
+    assert "does not know this dataset" not in " ".join(report.summary)
     assert any("metrics = none" in line for line in report.dp_flavor.unprotected_quantities)
 
 
@@ -142,6 +149,17 @@ def test_noised_metrics_are_counted_and_not_called_unprotected() -> None:
         "Gaussian noise of a noise multiplier of their",
     ):
         assert line in text, line
+
+
+def test_a_plan_on_data_that_the_book_does_not_know_says_so() -> None:
+    planned = run("next (plan)", RunState.PLANNED, rest=10, dataset="other", spec=spec_facts("none"))
+    new = make_report(material(runs=(planned,), releases=(), datasets=(), subject="next (plan)", num_units=900))
+    assert "does not know this dataset" in " ".join(new.summary)
+
+
+def test_how_many_delta_leaves_open_is_told(file: ReportFile) -> None:
+    [detail] = [one.detail for one in file.report.accounting.assumptions if one.name == "small-delta"]
+    assert detail.startswith("1e-05 x 1000 = 0.01. So many, on average, epsilon may not protect")
 
 
 def test_lost_entries_count() -> None:
@@ -180,3 +198,33 @@ def test_a_silo_that_did_nothing_yet() -> None:
     assert report.privacy_loss.lifetime.right_in_100 == 50
     assert report.accounting.lifetime.fits is None
     assert any("no budget" in line for line in report.summary)
+
+
+@pytest.mark.parametrize(("subject", "claimed"), [("bare", False), (None, None), ("r-1", True)])
+def test_no_noise_is_claimed_where_there_was_none(subject: str | None, claimed: bool | None) -> None:
+    bare = run("bare", mode="none", has_privacy=False)
+    report = make_report(material(runs=(run("r-1"), bare), releases=(release("bare", 1, 0),), subject=subject))
+    seen = " ".join(actor.sees for actor in report.model.actors)
+    assert ("each noised before it left" in seen) is (claimed is True)
+    assert ("without any noise" in seen) is (claimed is False)
+    assert report.model.model_name.startswith("noise in the silo") is (claimed is not False)
+    assert report.dp_flavor.name.startswith("None") is (claimed is False)
+
+
+def test_curves_that_are_the_same_are_drawn_once(file: ReportFile) -> None:
+    loss = file.report.privacy_loss
+    assert loss.alone is not None
+    for other, lines in ((loss.alone, 3), (loss.lifetime, 2)):
+        figure = trade_off([("all together", loss.lifetime, "main"), ("this run alone", other, "other")])
+        assert len(figure.legend) == len([one for one in figure.shapes if isinstance(one, Path)]) == lines
+    assert figure.legend[0] == ("all together and this run alone", "main")
+
+
+@pytest.mark.parametrize("shown", ["0.25", "2.000", "12345.678", "without bound"])
+def test_what_a_bar_says_is_in_the_plot_and_dark_where_there_is_room(shown: str) -> None:
+    figure = bar_plot("t", "x", [Bar("a", ((2.0, "fifth"),), shown)])
+    [words] = [one for one in figure.shapes if isinstance(one, Words) and one.text == shown]
+    width = 7 * len(shown)
+    assert (words.x - width if words.on_bar else words.x) > 150
+    assert (words.x if words.on_bar else words.x + width) <= figure.width
+    assert words.on_bar is (len(shown) > 7)

@@ -13,7 +13,9 @@ import fedplat.report
 from fedplat.errors import NotFoundError
 from fedplat.report import ReportFile, written
 from fedplat.report.document import Chapter, Document, Table
+from fedplat.report.drawing import Segment, Words
 from fedplat.report.pdf import as_pdf
+from fedplat.report.plots import bar, bar_plot
 from tests.unit.report.federation_scene import signed
 
 
@@ -46,8 +48,11 @@ def test_both_reports_are_whole_and_always_the_same(file: ReportFile) -> None:
             "smokers",
             "What the figures rest on",
             "Epsilon",
+            "A PDF or a print cannot be checked",
         ):
             assert told in text, told
+        pages = re.findall(r"page (\d+) of (\d+)", text)
+        assert pages == [(str(number), str(len(pages))) for number in range(1, len(pages) + 1)]
         assert one.signature is not None
         assert one.signature.fingerprint[:40] in text.replace(" ", "")
         assert b"/Subtype /Image" not in pdf
@@ -68,6 +73,17 @@ def test_a_long_table_goes_on_over_pages() -> None:
     pdf = as_pdf(Document("t", "d", (), (), (), (), (Chapter("c", tables=(Table(("Name", "What"), rows),)),)))
     assert words(pdf).count("Name") >= 4
     assert "row 199" in words(pdf)
+
+
+def test_a_plot_with_many_bars_stays_on_its_page() -> None:
+    names = [f"university-hospital-{number:02d}" for number in range(60)]
+    tall = bar_plot("t", "epsilon", [bar(name, 1.0, "main") for name in names], 1.02)
+    assert "spital-59" in words(as_pdf(Document("t", "d", (), (), (), (tall,), ())))
+    shown = [one.text for one in tall.shapes if isinstance(one, Words)]
+    assert {"universit…spital-00", "universit…spital-59"} <= set(shown)
+    line = next(one for one in tall.shapes if isinstance(one, Segment) and one.style == "limit")
+    numbers = [one for one in tall.shapes if isinstance(one, Words) and one.text == "1.000"]
+    assert all(one.x > line.x1 for one in numbers)
 
 
 def test_where_reportlab_is_not_installed_the_error_says_what_to_do(

@@ -14,6 +14,7 @@ import pytest
 from fedplat.ledger import Event
 from fedplat.privacy import epsilon
 from fedplat.report import FORMATS, DatasetFacts, ReportFile, make_report, render, unsigned_report
+from fedplat.report.signing import AnyFile
 from tests.unit.report.federation_scene import signed
 from tests.unit.report.scene import material, run, spec_facts
 
@@ -46,7 +47,7 @@ class Page(HTMLParser):
         self.words.append(data)
 
 
-def page(file: ReportFile) -> Page:
+def page(file: AnyFile) -> Page:
     found = Page()
     found.feed(render(file, "html"))
     found.close()
@@ -75,6 +76,26 @@ def test_nothing_that_is_written_in_becomes_markup() -> None:
     assert not re.search(r"(?<!\\)<", render(file, "md"))
 
 
+def test_a_stranger_finds_the_words_and_what_is_left_open(file: ReportFile) -> None:
+    for one in (file, signed()):
+        text = " ".join(page(one).words)
+        for told in ("e^epsilon", "Delta times the number", "serves small groups worse", "Until when it holds"):
+            assert told in text, told
+        assert "`" not in text
+
+
+def test_how_many_patients_there_are_and_were_left_out_is_told() -> None:
+    sizes = [(1500, 1000, 3), (20, None, None)]
+    datasets = [
+        DatasetFacts(name=f"set-{place}", num_records=records, num_patients=patients, num_excluded=excluded)
+        for place, (records, patients, excluded) in enumerate(sizes)
+    ]
+    report = make_report(material(runs=(), releases=(), subject=None, datasets=tuple(datasets)))
+    text = render(unsigned_report(report, "no key"), "md")
+    assert "| set-0 | 1500 | 1000 | 3 |" in text
+    assert "| set-1 | 20 | not known | none known |" in text
+
+
 def test_the_csv_gives_the_same_figure(file: ReportFile) -> None:
     rows = list(csv.DictReader(io.StringIO(render(file, "csv"))))
     events = [
@@ -96,6 +117,15 @@ def test_the_schema_is_the_models(file: ReportFile) -> None:
         written = json.loads(render(one, "json"))
         assert set(defined[name]["properties"]) == set(written)
         assert set(defined[type(one.report).__name__]["properties"]) == set(written["report"])
+
+
+def test_the_schemas_patterns_are_for_every_language() -> None:
+    r"""Python knows no \p{Cc}, JavaScript no \u{202a} without a flag, and neither would have validated a report."""
+    found = re.findall(r'"pattern": ("(?:[^"\\]|\\.)*")', SCHEMA.read_text(encoding="utf-8"))
+    assert len(found) > 20
+    for pattern in {json.loads(one) for one in found}:
+        assert re.compile(pattern).search("\0") is None
+        assert not re.search(r"\\[pP]|\\u\{|\(\?", pattern)
 
 
 @pytest.mark.parametrize("form", [form for form in FORMATS if form != "pdf"])

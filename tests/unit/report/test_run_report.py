@@ -85,17 +85,36 @@ def test_it_says_how_the_run_ended_and_who_was_left_out_why() -> None:
         "| a | 2 | 5.00 | 0.50 | 0.25 | 1.00 | 20 | 50% | 2.0 | 0 |",
         "5" * 64,
         '"mode": "none"',
+        "no differential privacy: nothing bounds",
+        "| 1 | training | 2 | 20 |",
     ):
         assert told in text, told
+
+
+def test_the_spec_takes_no_more_lines_than_it_must() -> None:
+    features = [{"column": f"feature {number}", "kind": "numeric", "center": 1.5, "scale": 2.0} for number in range(30)]
+    spec = {"name": "heart", "privacy": {"mode": "record"}, "task": {"options": {"features": features, "none": []}}}
+    told = run_document(view(spec=spec))
+    text = told.chapters[-1].verbatim
+    assert json.loads(text) == spec
+    assert max(map(len, text.splitlines())) <= 106
+    assert len(text.splitlines()) < 30 + 15
+    assert "fedplat report privacy --run run-1" in told.lines[0]
+
+
+def test_who_was_not_asked_is_told() -> None:
+    told = view()
+    told["silo_rounds"] = [one for one in told["silo_rounds"] if (one["round_number"], one["silo_name"]) != (2, "b")]
+    assert "| b (not asked) |" in run_report(told, "md").decode().replace("\\", "")
 
 
 def test_each_figure_has_a_curve() -> None:
     found = {figure.name: [label for label, _ in figure.legend] for figure in curves(view())}
     assert found == {
-        "Loss": ["test records", "train records"],
+        "Loss": ["test records", "training records"],
         "R2": ["test records"],
         "Figures on the test records": ["accuracy"],
-        "Figures on the train records": ["accuracy"],
+        "Figures on the training records": ["accuracy"],
     }
 
 

@@ -358,7 +358,7 @@ def test_a_run_that_ends_cancels_what_it_does(silo: Silo) -> None:
     assert silo.runs.names == ()
 
 
-def test_a_run_that_is_over_leaves_its_hash_and_the_local_parameters(silo: Silo) -> None:
+def test_a_run_that_is_over_leaves_its_spec_and_the_local_parameters(silo: Silo) -> None:
     spec = make_spec()
     silo.join(spec)
     silo.train(spec)
@@ -367,7 +367,7 @@ def test_a_run_that_is_over_leaves_its_hash_and_the_local_parameters(silo: Silo)
     (folder / "scratch").mkdir()
     silo.runs.cancel("r-1")
     silo.runs.end("r-1")
-    assert sorted(p.name for p in folder.iterdir()) == ["ended", "local-00000001.safetensors"]
+    assert sorted(p.name for p in folder.iterdir()) == ["ended", "local-00000001.safetensors", "past.json"]
     assert (folder / "ended").read_text() == spec.hash
     assert not (silo.home.spool / "r-1").exists()
     assert silo.cast.did[-1] == "close"
