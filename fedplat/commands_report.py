@@ -11,7 +11,7 @@ import click
 if TYPE_CHECKING:
     from fedplat.report.signing import Verdict
 
-_FORMATS = ("html", "pdf", "md", "json", "csv", "opendp")
+FORMATS = ("html", "pdf", "md", "json", "csv", "opendp")
 _FILE = click.Path(path_type=Path, dir_okay=False)
 _HOME = click.option("--home", metavar="DIR", help="Where fedplat keeps its state  [$FEDPLAT_HOME, ~/.fedplat]")
 
@@ -30,7 +30,7 @@ def report() -> None:
 @click.option("--run", metavar="ID", help="One run, beside all others on the same patients.")
 @click.option("--plan", type=_FILE, metavar="study.toml", help="At a silo: a run before it begins; needs --units.")
 @click.option("--units", type=click.IntRange(1), metavar="N", help="How many patients (or records) a plan trains on.")
-@click.option("--format", "form", type=click.Choice(_FORMATS), help="[as --output ends, else md]")
+@click.option("--format", "form", type=click.Choice(FORMATS), help="[as --output ends, else md]")
 @click.option("--output", type=_FILE, metavar="FILE", help="Where it goes  [the screen]")
 def privacy(
     home: str | None,
@@ -51,7 +51,7 @@ def privacy(
         raise click.UsageError("Give one of --dataset, --run and --plan.")
     if (plan is None) != (units is None):
         raise click.UsageError("--plan and --units go together: the noise depends on how many patients there are.")
-    chosen = format_of(form, output, _FORMATS)
+    chosen = format_of(form, output, FORMATS)
     from fedplat.home import fedplat_home
     from fedplat.report.rendering import written
     from fedplat.report.signing import signer

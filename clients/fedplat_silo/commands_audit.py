@@ -14,7 +14,6 @@ from fedplat_silo.options import as_json as _as_json
 from fedplat_silo.options import home_of, one_silo
 
 if TYPE_CHECKING:
-    from fedplat.home import SiloHome
     from fedplat.report.material import AuditFacts
     from fedplat.spec import RunSpec
 
@@ -45,33 +44,25 @@ def audit(
     from fedplat.spec import load_spec
     from fedplat_silo.audit import auditing
     from fedplat_silo.audit.records import keep
-    from fedplat_silo.data.exclusion import exclusion_file
 
     place, spec = home_of(silo, home), load_spec(spec_file)
-    data = _data(place, spec, dataset)
-    subject = auditing.Subject(place.name, spec, data, exclusion_file(place), steps)
+    _check_dataset(spec, dataset)
     with _progress(is_shown=not as_json) as report:
-        found = auditing.audit(subject, report)
+        found = auditing.audit(place, spec, steps, report)
     path = keep(place, found)
     click.echo(found.model_dump_json(indent=2) if as_json else "\n".join(_describe(found, path)))
     if not found.passed:
         context.exit(1)
 
 
-def _data(place: SiloHome, spec: RunSpec, dataset: str | None) -> Path:
+def _check_dataset(spec: RunSpec, dataset: str | None) -> None:
     from fedplat.errors import DataError
-    from fedplat_silo.datasets import load_datasets
 
-    name = spec.data.name
-    if dataset not in (None, name):
-        raise DataError(f"the spec asks for the dataset {name!r}, not {dataset!r}", hint=f"Write --dataset {name}.")
-    path = load_datasets(place.datasets).get(name)
-    if path is None:
+    if dataset not in (None, spec.data.name):
         raise DataError(
-            f"silo {place.name} has no dataset {name!r}",
-            hint=f"Name its file first: fedplat client join --silo {place.name} --data {name}=PATH",
+            f"the spec asks for the dataset {spec.data.name!r}, not {dataset!r}",
+            hint=f"Write --dataset {spec.data.name}.",
         )
-    return path
 
 
 @contextmanager

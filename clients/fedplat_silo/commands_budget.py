@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
+from textwrap import fill
 from typing import TYPE_CHECKING
 
 import click
 
+from fedplat.errors import FedplatError
 from fedplat_silo.options import as_json as _as_json
 from fedplat_silo.options import home_of, one_silo
 
@@ -14,9 +17,13 @@ if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric import ec
 
     from fedplat.home import SiloHome
+    from fedplat.spec import RunSpec
     from fedplat_silo.approvals import Approval
     from fedplat_silo.ledger import Book
     from fedplat_silo.ledger.overview import Overview
+
+
+_FILE = click.Path(path_type=Path, dir_okay=False)
 
 
 @click.group()
@@ -151,12 +158,16 @@ def subject(silo: str | None, home: str | None, patient: str, as_json: bool) -> 
 @click.argument("run")
 @click.option("--refuse", is_flag=True, help="This run shall not take part.")
 @click.option("--yes", is_flag=True, help="Do not ask.")
-def approve(silo: str | None, home: str | None, run: str, refuse: bool, yes: bool) -> None:
+@click.option("--report", type=_FILE, metavar="FILE", help="Where the whole report on its plan goes (.html, .pdf ...)")
+def approve(silo: str | None, home: str | None, run: str, refuse: bool, yes: bool, report: Path | None) -> None:
     """Agree that a run takes part, after a look at what it plans (policy: approval = "manual")."""
     from fedplat_silo.approvals import decide, find
 
     place = home_of(silo, home)
-    click.echo("\n".join(_plan(find(place, run))))
+    found = find(place, run)
+    click.echo("\n".join(_plan(found)))
+    if found.spec.privacy.is_private and not (yes and report is None):
+        _show_report(place, found.spec, report)
     if not yes:
         click.confirm("Refuse it?" if refuse else "Let it take part?", abort=True)
     decide(place, run, "refused" if refuse else "approved")
@@ -234,6 +245,25 @@ def _plan(approval: Approval) -> list[str]:
     cost = f"epsilon {privacy.epsilon:g}" if privacy.epsilon is not None else f"noise {privacy.noise_multiplier:g}"
     told = f"{privacy.metrics}" if (noise := privacy.metrics_noise_multiplier) is None else f"with noise {noise:g}"
     return [*lines, f"  privacy {privacy.mode}: {cost} at delta {privacy.delta:g}, metrics {told}"]
+
+
+def _show_report(place: SiloHome, spec: RunSpec, target: Path | None) -> None:
+    """Page one of the report on the plan; all of it in a file, if there is one."""
+    from fedplat.commands_report import FORMATS, format_of, put
+    from fedplat.report.rendering import written
+    from fedplat_silo.planning import report_of_plan
+
+    try:
+        file = report_of_plan(place, spec)
+    except FedplatError as error:
+        click.echo(f"  There is no report on it: {error.message}\n  {error.hint}".rstrip())
+        return
+    for line in file.report.summary:
+        click.echo(fill(line, 100, initial_indent="  ", subsequent_indent="    "))
+    if target is None:
+        click.echo("  --report plan.html writes the whole report.")
+    else:
+        put(written(file, format_of(None, target, FORMATS)), target)
 
 
 def _server_key(place: SiloHome) -> ec.EllipticCurvePublicKey | None:

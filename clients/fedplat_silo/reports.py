@@ -26,17 +26,11 @@ class SiloReports:
 
     def answer(self, asked: Question) -> ReportFile:
         """What the book says, or would say with the plan. Raises NotFoundError."""
-        from fedplat.errors import NotFoundError
-        from fedplat.report import make_report, sign_report, unsigned_report
-        from fedplat_silo.membership import load_membership
+        from fedplat.report import make_report
         from fedplat_silo.status import silo_home
 
         place = silo_home(asked.root, asked.silo)
-        made = make_report(_material(place, asked))
-        try:
-            return sign_report(load_membership(place).key, made)
-        except NotFoundError:
-            return unsigned_report(made, f"Silo {place.name} is not enrolled, so it has no key to sign with.")
+        return signed(place, make_report(_material(place, asked)))
 
     def known_key(self, root: Path, report: PrivacyReport | FederationReport) -> str | None:
         """Of the silo, where it is one of this machine; of the server, where a silo of this machine knows it."""
@@ -51,6 +45,18 @@ class SiloReports:
         places = [place for place in _places(root) if place.address == report.server]
         keys = {fingerprint(load_public(place.server_key)) for place in places}
         return keys.pop() if len(keys) == 1 else None
+
+
+def signed(place: SiloHome, made: PrivacyReport) -> ReportFile:
+    """By the silo's key, if it has one."""
+    from fedplat.errors import NotFoundError
+    from fedplat.report import sign_report, unsigned_report
+    from fedplat_silo.membership import load_membership
+
+    try:
+        return sign_report(load_membership(place).key, made)
+    except NotFoundError:
+        return unsigned_report(made, f"Silo {place.name} is not enrolled, so it has no key to sign with.")
 
 
 def _places(root: Path) -> Iterator[Place]:

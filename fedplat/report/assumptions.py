@@ -83,7 +83,7 @@ def _figures(
 
 def _metrics(material: Material) -> Assumption:
     """Of the specs that are known here; a run that is over leaves the hash of its spec alone."""
-    statement = "No figures of merit (loss, accuracy ...) leave without noise: no epsilon would count them."
+    statement = "Figures of merit (loss, accuracy ...) leave with noise that is counted, or not at all."
     bare = [run.run for run in material.runs if run.spec is not None and not run.spec.counts_metrics]
     unknown = [run.run for run in material.runs if run.spec is None]
     if bare or not unknown:

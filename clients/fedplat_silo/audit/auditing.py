@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import math
-import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import UTC, datetime
-from pathlib import Path
 
 import torch
 
 from fedplat import __version__
 from fedplat.errors import SpecError
+from fedplat.home import SiloHome
 from fedplat.privacy import SampledGaussian, epsilon
 from fedplat.privacy.audit import Canaries, gaussian_epsilon, noticed_noise_factor, one_run_epsilon, separation
 from fedplat.privacy.planning import planned_event
@@ -20,11 +19,9 @@ from fedplat.report.material import AuditFacts
 from fedplat.spec import RunSpec
 from fedplat.spec.privacy import privacy_unit
 from fedplat_silo.audit.canaries import attack
+from fedplat_silo.planning import prepare
 from fedplat_silo.tasks.registry import own_code
-from fedplat_silo.trainer.ddp import Place
 from fedplat_silo.trainer.dp.preparing import Preparation
-from fedplat_silo.trainer.plan import TrainingPlan
-from fedplat_silo.trainer.session import Session
 
 CONFIDENCE = 0.95
 METHOD = (
@@ -36,22 +33,12 @@ METHOD = (
 _EACH = 1 - (1 - CONFIDENCE) / 2  # two bounds share the error
 
 
-@dataclass(frozen=True, slots=True)
-class Subject:
-    """What is audited: a spec on the dataset at `data`, at most `max_steps` steps of it."""
-
-    silo: str
-    spec: RunSpec
-    data: Path
-    exclude: Path | None
-    max_steps: int
-
-
-def audit(subject: Subject, report: Callable[[float], None]) -> AuditFacts:
-    """Takes up to a minute. `report` takes the share that is done. Raises SpecError, DataError, PrivacyError."""
-    if not subject.spec.privacy.is_private:
-        raise _nothing_to_audit(subject.spec)
-    return audit_prepared(_prepare(subject), subject.max_steps, report)
+def audit(place: SiloHome, spec: RunSpec, max_steps: int, report: Callable[[float], None]) -> AuditFacts:
+    """Takes up to a minute, for at most `max_steps` steps of the plan. `report` takes the share that is done. Raises
+    SpecError, DataError, PrivacyError."""
+    if not spec.privacy.is_private:
+        raise _nothing_to_audit(spec)
+    return audit_prepared(prepare(place, spec), max_steps, report)
 
 
 def audit_prepared(preparation: Preparation, max_steps: int, report: Callable[[float], None]) -> AuditFacts:
@@ -71,17 +58,6 @@ def _nothing_to_audit(spec: RunSpec) -> SpecError:
         f"the spec {spec.name} promises no differential privacy, so there is nothing to audit",
         hint='[privacy] mode = "record" does, with an epsilon or with enough noise.',
     )
-
-
-def _prepare(subject: Subject) -> Preparation:
-    """As a worker does at the join. Raises Refused."""
-    with tempfile.TemporaryDirectory(prefix="fedplat-audit-") as folder:
-        plan = TrainingPlan(
-            spec=subject.spec, silo=subject.silo, data=subject.data, exclude=subject.exclude, run_dir=Path(folder)
-        )
-        found = Session(plan, Place(), lambda phase, share: None).preparation
-    assert found is not None
-    return found
 
 
 def _claimed(spec: RunSpec, claim: SampledGaussian) -> float:

@@ -59,7 +59,7 @@ def _run(material: FederationMaterial, charges: Sequence[Charged]) -> Iterator[A
     run = material.run
     if run is None:
         return
-    told = "No figures of merit (loss, accuracy ...) leave without noise: no epsilon would count them."
+    told = "Figures of merit (loss, accuracy ...) leave with noise that is counted, or not at all."
     yield judge("metrics-counted", run.spec.counts_metrics, told)
     sizes = {one.facts.silo: _num_units(one, run.spec.expected_batch_size) for one in charges}
     large = [silo for silo, num in sizes.items() if num and run.delta is not None and run.delta * num >= 1]
