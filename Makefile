@@ -16,9 +16,9 @@ $(READY): pyproject.toml constraints.txt
 demo: $(READY)
 	$(BIN)/fedplat demo
 
-# Most tests wait for processes that they start, so that two at a time on two cores are faster than one.
+# Most tests wait for processes that they start, so that three at a time on two cores are faster than two.
 test: $(READY)
-	$(BIN)/pytest -m "not slow" --numprocesses 2 --dist loadfile
+	$(BIN)/pytest -m "not slow" --numprocesses 3 --dist loadfile
 
 test-slow: $(READY)
 	$(BIN)/pytest -m slow
