@@ -226,13 +226,7 @@ class Participation:
             noise_multiplier=self._account.noise_multiplier(measures=request.evaluate and self._shares_metrics),
         )
         result = workers.train(order, self._weights(parcel, ready))
-        reply = TrainReply(
-            run=self.run,
-            silo=self._site.home.name,
-            round=request.round,
-            step=request.step,
-            timings=self._timings(result.timings, exchange),
-        )
+        reply = self._kept_reply(spool_order, request, self._timings(result.timings, exchange))
         evaluated, trained = result.evaluated, result.trained if self._shares_metrics else None
         log.info(
             "run %s: round %d of %d trained in %.1f s",
@@ -257,20 +251,14 @@ class Participation:
 
     def _evaluate(self, parcel: Parcel[EvaluateRequest], order: Order, exchange: Exchange) -> Finished:
         request = parcel.body
-        self._account.check_evaluation()
         workers, ready = self._prepare()
         result = EvaluateResult(None, Timings())
         if self._shares_metrics:
+            self._account.check_evaluation()
             result = workers.evaluate(EvaluateOrder(request.round), self._weights(parcel, ready))
         forget_fetched(self._spool.folder(self.run))
         self._say(Phase.SENDING, 0.0)
-        reply = TrainReply(
-            run=self.run,
-            silo=self._site.home.name,
-            round=order.round,
-            step=request.step,
-            timings=self._timings(result.timings, exchange),
-        )
+        reply = self._kept_reply(order, request, self._timings(result.timings, exchange))
         if self._masked is not None:
             figures = Figures(weight=1, evaluated=result.evaluated)
             blocks = self._masked.quantised(request, ready, order, None, figures)
@@ -278,6 +266,12 @@ class Participation:
         shares = self.policy.share_metrics == "per-silo"
         reply = reply.model_copy(update={"evaluated": result.evaluated, "share_metrics": shares})
         return self._spool.put(order, reply, [memoryview(reply.model_dump_json().encode())], result.released)
+
+    def _kept_reply(self, order: Order, request: TrainRequest | EvaluateRequest, timings: Timings) -> TrainReply:
+        """What the spool keeps beside the bytes; what the server may see of it is added to it."""
+        return TrainReply(
+            run=self.run, silo=self._site.home.name, round=order.round, step=request.step, timings=timings
+        )
 
     def _order(self, parcel: Parcel[TrainRequest] | Parcel[EvaluateRequest], round_number: int) -> Order:
         """What the answer is an answer to."""

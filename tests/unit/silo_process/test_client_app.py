@@ -32,8 +32,10 @@ from fedplat.wire.messages import (
     WireMessage,
     layout_from_wire,
 )
+from fedplat_silo.accounts import Account
 from fedplat_silo.client_app import make_client_app, run_of
 from fedplat_silo.datasets import remember_datasets
+from fedplat_silo.ledger import LedgerError
 from fedplat_silo.policy import load_policy
 from fedplat_silo.runs import Runs
 from fedplat_silo.status import set_paused
@@ -154,6 +156,22 @@ def test_counts_and_metrics_leave_only_as_far_as_the_policy_lets_them(silo: Silo
     assert (reply.num_examples, reply.evaluated, reply.trained, reply.weight) == (None, None, None, 1.0)
     asked = EvaluateRequest(run="r-1", spec_hash=spec.hash, round=3)
     assert silo.ask(asked, EvaluateReply, WEIGHTS).body.evaluated is None
+
+
+@pytest.mark.parametrize(("rule", "code"), [('"none"', None), ('"sums"', Code.LEDGER)])
+def test_figures_that_do_not_leave_need_no_room_in_the_budget(
+    silo: Silo, monkeypatch: pytest.MonkeyPatch, rule: str, code: Code | None
+) -> None:
+    def there_is_none(_account: Account) -> None:
+        raise LedgerError("the budget is spent")
+
+    monkeypatch.setattr(Account, "check_evaluation", there_is_none)
+    edit_policy(silo, share_metrics=rule)
+    spec = make_spec()
+    silo.join(spec)
+    asked = EvaluateRequest(run="r-1", spec_hash=spec.hash, round=3)
+    reply = silo.ask(asked, EvaluateReply, WEIGHTS).body
+    assert (reply.failed.code if reply.failed else None) is code
 
 
 def test_a_declared_weight_is_what_this_silo_counts(silo: Silo) -> None:
