@@ -197,16 +197,10 @@ def runs_pending(silo: str | None, home: str | None, as_json: bool) -> None:
 
 def _register(book: Book, place: SiloHome, dataset: str, patient: str | None) -> tuple[str, ...]:
     """The other datasets that share patients with this one."""
-    from fedplat.errors import DataError
-    from fedplat_silo.datasets import load_datasets
+    from fedplat_silo.datasets import path_of
     from fedplat_silo.ledger import call_the_roll
 
-    path = load_datasets(place.datasets).get(dataset)
-    if path is None:
-        raise DataError(
-            f"silo {place.name} has no dataset {dataset!r}",
-            hint=f"Name its file first: fedplat client join --silo {place.name} --data {dataset}=PATH",
-        )
+    path = path_of(place, dataset)
     known = book.look().datasets.get(dataset)
     column = patient or (known.patient_column if known else None)
     return book.register(dataset, call_the_roll(path, dataset, column, book.key)).shares_with

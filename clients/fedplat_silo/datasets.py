@@ -9,6 +9,7 @@ from pathlib import Path
 
 from fedplat.durable import write_atomic
 from fedplat.errors import DataError
+from fedplat.home import SiloHome
 from fedplat_silo.toml import read_toml
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,62}")
@@ -38,6 +39,17 @@ def load_datasets(file: Path) -> dict[str, Path]:
     if not all(isinstance(path, str) for path in known.values()):
         raise DataError(f'{file} cannot be read: every line must be name = "path"', hint=hint)
     return {name: Path(str(path)) for name, path in known.items()}
+
+
+def path_of(home: SiloHome, dataset: str) -> Path:
+    """Where a silo's dataset lies. Raises DataError for one that nobody has named."""
+    path = load_datasets(home.datasets).get(dataset)
+    if path is None:
+        raise DataError(
+            f"silo {home.name} has no dataset {dataset!r}",
+            hint=f"Name its file first: fedplat client join --silo {home.name} --data {dataset}=PATH",
+        )
+    return path
 
 
 def remember_datasets(file: Path, arguments: Iterable[str]) -> dict[str, Path]:

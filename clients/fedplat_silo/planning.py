@@ -6,9 +6,9 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fedplat.errors import DataError
 from fedplat_silo.data.exclusion import exclusion_file
-from fedplat_silo.datasets import load_datasets
+from fedplat_silo.datasets import path_of
+from fedplat_silo.inwords import in_words
 
 if TYPE_CHECKING:
     from fedplat.home import SiloHome
@@ -23,8 +23,8 @@ def prepare(place: SiloHome, spec: RunSpec) -> Preparation:
     from fedplat_silo.trainer.plan import TrainingPlan
     from fedplat_silo.trainer.session import Session
 
-    data = _data(place, spec.data.name)
-    with tempfile.TemporaryDirectory(prefix="fedplat-plan-") as folder:
+    data = path_of(place, spec.data.name)
+    with tempfile.TemporaryDirectory(prefix="fedplat-plan-") as folder, in_words(place.log):
         plan = TrainingPlan(spec=spec, silo=place.name, data=data, exclude=exclusion_file(place), run_dir=Path(folder))
         found = Session(plan, Place(), lambda phase, share: None).preparation
     assert found is not None
@@ -39,13 +39,3 @@ def report_of_plan(place: SiloHome, spec: RunSpec) -> ReportFile:
     from fedplat_silo.reports import signed
 
     return signed(place, make_report(of_plan(place, spec, len(prepare(place, spec).units))))
-
-
-def _data(place: SiloHome, dataset: str) -> Path:
-    path = load_datasets(place.datasets).get(dataset)
-    if path is None:
-        raise DataError(
-            f"silo {place.name} has no dataset {dataset!r}",
-            hint=f"Name its file first: fedplat client join --silo {place.name} --data {dataset}=PATH",
-        )
-    return path

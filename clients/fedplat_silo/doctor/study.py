@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cached_property
@@ -21,17 +20,15 @@ from fedplat.spec.privacy import privacy_unit, steps_per_round
 from fedplat.spec.secure import MAX_SILOS
 from fedplat.wire.messages import layout_from_wire
 from fedplat_silo.accounts import NO_DATA
-from fedplat_silo.data.errors import Refused
 from fedplat_silo.data.exclusion import exclusion_file, read_exclusion
 from fedplat_silo.data.source import DataSource
 from fedplat_silo.doctor.budget import check_budget
 from fedplat_silo.doctor.rehearsal import Rehearsal, one_batch, rehearse
 from fedplat_silo.doctor.visit import Visit
+from fedplat_silo.inwords import in_words
 from fedplat_silo.tasks.registry import identity
-from fedplat_silo.trainer.errors import TrainingFailed
 
 if TYPE_CHECKING:
-    from fedplat.reasons import Reason
     from fedplat_silo.data.examples import Datasets
     from fedplat_silo.tasks.base import Task
     from fedplat_silo.trainer.messages import Prepared
@@ -125,13 +122,13 @@ class Study:
         return ok(f"the policy allows this run{waits}")
 
     def check_task(self) -> Finding:
-        with _in_words(self.visit):
+        with in_words(self.visit.log):
             found = identity(self.spec.task.name)
             self.task  # noqa: B018 (its options)
         return ok(f"{self.spec.task.name} {found.version}")
 
     def check_data(self) -> Finding:
-        with _in_words(self.visit):
+        with in_words(self.visit.log):
             data = self.data
         patients = data.train.patients
         whose = f" of {len(set(patients.tolist()))} patients" if patients is not None else ", without a patient key"
@@ -142,7 +139,7 @@ class Study:
         return ok(said)
 
     def check_model(self) -> Finding:
-        with _in_words(self.visit, tells_no_data=True):
+        with in_words(self.visit.log, tells_no_data=True):
             found = self.prepared
         size = sum(parameter.size for parameter in layout_from_wire(found.layout).parameters)
         if not self.spec.privacy.is_private:
@@ -154,7 +151,7 @@ class Study:
         return check_budget(self.visit, self.spec, self.prepared.num_units)
 
     def check_dry_run(self) -> Finding:
-        with _in_words(self.visit):
+        with in_words(self.visit.log):
             found = self.rehearsal
         return ok(
             f"one batch trained in {found.step_s:.2f} s on {found.device}, {found.num_workers} worker(s); "
@@ -182,24 +179,3 @@ class Study:
         if self.spec.privacy.is_private:
             return steps_per_round(self.spec, self.prepared.num_units)
         return steps_of_round(self.prepared.num_train, self.spec.training)
-
-
-@contextmanager
-def _in_words(visit: Visit, *, tells_no_data: bool = False) -> Iterator[None]:
-    """A DataError without what may hold a patient's value, which goes to the log; `tells_no_data`: it never does."""
-    try:
-        yield
-    except Refused as error:
-        _note(visit.log, error.message)
-        raise _problem(error.reason, visit, error.message if tells_no_data else "") from None
-    except TrainingFailed as failure:
-        raise _problem(failure.reason, visit) from None
-
-
-def _problem(reason: Reason, visit: Visit, detail: str = "") -> DataError:
-    return DataError(detail or str(reason), hint=reason.hint.replace("the silo's log", str(visit.log)))
-
-
-def _note(log: Path, text: str) -> None:
-    with open(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600), "a", encoding="utf-8") as file:
-        file.write(f"{datetime.now():%Y-%m-%d %H:%M:%S} {text}\n")

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from fedplat.report import AuditFacts
 from fedplat.spec.privacy import PrivacyUnit, sampling_rate
@@ -26,10 +26,11 @@ from fedplat_silo.trainer.dp.engine import Engine
 from fedplat_silo.trainer.dp.fallback import OpacusHooks
 from fedplat_silo.trainer.dp.preparing import Preparation
 from fedplat_silo.trainer.dp.units import Units
+from tests.unit.dp.test_broken_variants import clipped_after_noise, clipped_to_twice_the_norm, halved, no_clipping
 from tests.unit.dp.world import make_examples, make_spec
 
 Broken = Callable[..., Any]
-_noised, _release = noise.noised, training.release
+_noised = noise.noised
 
 
 def seed(patch: pytest.MonkeyPatch, number: int) -> None:
@@ -55,10 +56,6 @@ def run(
     return audit_prepared(Preparation(spec, Units(examples, PrivacyUnit(unit)), engine), max_steps, lambda share: None)
 
 
-def halved(sums: Tensor, deviation: float, divisor: float) -> Tensor:
-    return _noised(sums, deviation / 2, divisor)
-
-
 def quartered(sums: Tensor, deviation: float, divisor: float) -> Tensor:
     return _noised(sums, deviation / 4, divisor)
 
@@ -69,19 +66,6 @@ def none_at_all(sums: Tensor, deviation: float, divisor: float) -> Tensor:
 
 def not_of_the_clip_norm(sums: Tensor, deviation: float, divisor: float) -> Tensor:
     return _noised(sums, deviation * 0.3, divisor)
-
-
-def no_clipping(norms: Tensor, clip_norm: float) -> Tensor:
-    return torch.ones_like(norms)
-
-
-def clipped_to_twice_the_norm(norms: Tensor, clip_norm: float) -> Tensor:
-    return 2 * clip_norm / norms.clamp(min=2 * clip_norm)
-
-
-def clipped_after_noise(sums: Tensor, parameters: list[nn.Parameter], work: Any, terms: Any) -> None:
-    _release(sums, parameters, work, terms)
-    nn.utils.clip_grad_norm_(parameters, terms.clip_norm / terms.expected_batch_size)
 
 
 def four_times(spec: Any, num_units: int) -> float:

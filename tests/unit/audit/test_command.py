@@ -18,7 +18,8 @@ from fedplat_silo.audit.records import kept
 from fedplat_silo.datasets import remember_datasets
 from fedplat_silo.trainer.dp import training
 from tests.support.specs import table
-from tests.unit.audit.test_broken_variants import halved, seed
+from tests.unit.audit.test_broken_variants import seed
+from tests.unit.dp.test_broken_variants import halved
 from tests.unit.ledger.scene import Scene
 
 PRIVATE = """

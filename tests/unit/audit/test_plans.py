@@ -6,6 +6,7 @@ import pytest
 from click.testing import CliRunner
 
 from fedplat.cli import load_commands
+from fedplat.errors import FedplatError
 from fedplat.report.signing import read_report
 from fedplat.spec import load_spec
 from fedplat_silo.approvals import ask, find
@@ -46,6 +47,18 @@ def test_a_plan_is_for_as_many_patients_as_would_be_trained_on(waiting: Scene) -
     assert some - 10 <= len(prepare(waiting.home, spec).units) < some
     write_data(waiting.folder / "heart.csv", num=40)
     assert len(prepare(waiting.home, spec).units) < 40
+
+
+def test_no_value_of_a_record_is_shown(waiting: Scene) -> None:
+    data = waiting.folder / "heart.csv"
+    data.write_text(data.read_text().replace("3,33,", "3,Jane Doe,", 1))
+    done = CliRunner().invoke(load_commands(), ["client", "approve", "r-1", "--home", str(waiting.folder)], input="n\n")
+    assert "There is no report on it" in done.stdout
+    assert "Jane Doe" not in done.output
+    assert "Jane Doe" in waiting.home.log.read_text()
+    with pytest.raises(FedplatError) as error:
+        call(waiting, "client", "audit", "--spec", str(waiting.folder / "study.toml"))
+    assert "Jane Doe" not in str(error.value)
 
 
 def test_where_there_is_no_report_the_reason_is_shown(waiting: Scene) -> None:
