@@ -10,146 +10,40 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import replace
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from fedplat.errors import LayoutError
-from fedplat.metrics import MetricSums, summarise
 from fedplat.params import Group
 from fedplat.reasons import Code
-from fedplat.spec import parse_spec
-from fedplat.spec.model import Precision, RunSpec
+from fedplat.spec.model import Precision
 from fedplat.wire.buffers import to_bytes
 from fedplat.wire.http import Phase
 from fedplat_silo.trainer import (
     Cancelled,
     EvaluateOrder,
     TrainingFailed,
-    TrainingPlan,
     TrainOrder,
-    TrainResult,
     WorkerGroup,
 )
+from tests.support.workers import (
+    ADD_CONSTANT,
+    Make,
+    add_constant,
+    alive,
+    data,
+    family,
+    loss,
+    make,
+    tabular,
+    three_rounds,
+    wait_until,
+)
 
-SECRET = "patient-4711-has-gout"
-
-SPEC = """
-name = "test"
-seed = 3
-data = {{ name = "clinic", test_share = 0.25 }}
-rounds = {{ count = 3 }}
-model = {{ {model} }}
-[task]
-name = "tabular"
-[task.options]
-model = "mlp"
-hidden = [8]
-scaling = "local"
-target = {{ column = "ill", categories = ["no", "yes"] }}
-features = [
-  {{ column = "age", kind = "numeric" }},
-  {{ column = "sex", kind = "categorical", categories = ["f", "m"] }},
-]
-[training]
-{training}
-"""
-
-ADD_CONSTANT = """
-name = "test"
-task = {{ name = "add_constant", options = {{ size = 1000, seconds = {seconds} }} }}
-data = {{ name = "none" }}
-rounds = {{ count = 3 }}
-training = {{ epochs = 1 }}
-"""
-
-
-def tabular(training: str, model: str = "") -> RunSpec:
-    return parse_spec(SPEC.format(training=training, model=model))
-
-
-def add_constant(seconds: float) -> RunSpec:
-    return parse_spec(ADD_CONSTANT.format(seconds=seconds))
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("data") / "clinic.csv"
-    random = np.random.default_rng(0)
-    rows = ["age,sex,ill"]
-    for _ in range(400):
-        age, sex = random.normal(50, 10), random.choice(["f", "m"])
-        rows.append(f"{age:.3f},{sex},{'yes' if age + 5 * (sex == 'm') + random.normal(0, 8) > 55 else 'no'}")
-    path.write_text("\n".join(rows))
-    return path
-
-
-Make = Callable[..., WorkerGroup]
-
-
-@pytest.fixture
-def make(tmp_path: Path, data: Path) -> Iterator[Make]:
-    """Makes groups that are closed at the end."""
-    groups: list[WorkerGroup] = []
-
-    def build(
-        spec: RunSpec,
-        num_workers: int = 1,
-        on_progress: Callable[[Phase, float], None] = lambda phase, share: None,
-        name: str = "run",
-    ) -> WorkerGroup:
-        plan = TrainingPlan(spec=spec, silo="a", data=data, run_dir=tmp_path / name, num_workers=num_workers)
-        groups.append(WorkerGroup(plan, tmp_path / "silo.log", on_progress))
-        return groups[-1]
-
-    yield build
-    for group in groups:
-        group.close()
-
-
-def three_rounds(group: WorkerGroup, mu: float = 0.0) -> list[TrainResult]:
-    weights, results = group.initial_weights(), []
-    for number in (1, 2, 3):
-        result = group.train(TrainOrder(number, proximal_mu=mu, evaluate=True), weights)
-        results.append(replace(result, update=result.update.copy()))
-        weights = weights + results[-1].update
-    return results
-
-
-def loss(sums: MetricSums | None) -> float:
-    assert sums is not None
-    return summarise(sums)["loss"]
-
-
-def alive(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return False
-
-
-def family(pid: int) -> set[int]:
-    """The processes of the group that `pid` is in."""
-    group = os.getpgid(pid)
-    found = set()
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            try:
-                if os.getpgid(int(entry.name)) == group:
-                    found.add(int(entry.name))
-            except ProcessLookupError:
-                continue
-    return found
-
-
-def wait_until(condition: Callable[[], bool], timeout_s: float) -> bool:
-    deadline = time.monotonic() + timeout_s
-    while not condition() and time.monotonic() < deadline:
-        time.sleep(0.02)
-    return condition()
+__all__ = ["data", "make"]
 
 
 class Killer:
@@ -370,53 +264,6 @@ def test_workers_do_not_outlive_a_killed_parent(short_path: Path, num_workers: i
     assert wait_until(lambda: not any(map(alive, processes)), 3.0)
 
 
-TASK = """
-from fedplat_silo.tasks.add_constant import AddConstant
-
-class Bad(AddConstant):
-    def load(self, source):
-        if self.options.constant == 1:
-            raise RuntimeError("cannot read the record of {secret}")
-        return super().load(source)
-
-    def train_round(self, work):
-        if work.place.rank == 1 and self.options.constant == 2:
-            raise ValueError("{secret}")
-        torch.distributed.barrier()  # waits for the rank that has failed
-"""
-
-
-@pytest.fixture
-def bad_task(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[float], RunSpec]:
-    """A task in an installed package of its own, whose failures hold what nobody may see."""
-    site = tmp_path / "site"
-    (site / "clinic_tasks-1.2.dist-info").mkdir(parents=True)
-    (site / "clinic_tasks-1.2.dist-info/METADATA").write_text(
-        "Metadata-Version: 2.1\nName: clinic-tasks\nVersion: 1.2\n"
-    )
-    (site / "clinic_tasks-1.2.dist-info/entry_points.txt").write_text("[fedplat.tasks]\nbad = clinic_tasks:Bad\n")
-    (site / "clinic_tasks.py").write_text(TASK.replace("{secret}", SECRET))
-    monkeypatch.setenv("PYTHONPATH", f"{site}{os.pathsep}{os.environ.get('PYTHONPATH', '')}")
-    text = ADD_CONSTANT.format(seconds=0).replace("add_constant", "bad")
-    return lambda constant: parse_spec(text.replace("seconds = 0", f"constant = {constant}"))
-
-
-@pytest.mark.parametrize(("num_workers", "constant", "phase"), [(1, 1.0, "preparing"), (2, 2.0, "training")])
-def test_what_a_task_raises_stays_in_the_log(
-    make: Make, bad_task: Callable[[float], RunSpec], tmp_path: Path, num_workers: int, constant: float, phase: str
-) -> None:
-    group = make(bad_task(constant), num_workers)
-    with pytest.raises(TrainingFailed) as failure:
-        group.train(TrainOrder(1), np.zeros(1000, dtype=np.float32))
-    reason = failure.value.reason
-    assert (reason.code, reason.words) == (Code.TASK_FAILED, {"phase": phase})
-    assert SECRET not in f"{failure.value} {failure.value!r} {reason!r} {reason.hint}"
-    log = tmp_path / "silo.log"
-    assert SECRET in log.read_text()
-    assert "clinic_tasks.py" in log.read_text()
-    assert stat.S_IMODE(log.stat().st_mode) == 0o600
-
-
 def test_local_parameters_survive_and_never_leave(make: Make) -> None:
     spec = tabular("epochs = 2\nlearning_rate = 0.1", model='local = ["2.*"]\nfrozen = ["0.bias"]'.replace("\n", ", "))
     group = make(spec, name="local")
@@ -437,38 +284,6 @@ def test_local_parameters_survive_and_never_leave(make: Make) -> None:
     assert back.train(TrainOrder(4), weights).update.tobytes() == fourth
     for file in (back._plan.run_dir).iterdir():
         assert stat.S_IMODE(file.stat().st_mode) == 0o600
-
-
-def test_an_update_that_is_not_finite_is_refused(make: Make) -> None:
-    group = make(tabular("epochs = 1\nlearning_rate = 1e30"))
-    with pytest.raises(TrainingFailed) as failure:
-        group.train(TrainOrder(1), group.initial_weights())
-    assert failure.value.reason.code is Code.UPDATE_NOT_FINITE
-
-
-def test_an_update_above_the_limit_is_refused_and_the_next_round_goes_on(make: Make, tmp_path: Path) -> None:
-    text = ADD_CONSTANT.format(seconds=0).replace("epochs = 1", "epochs = 1, max_update_norm = {limit}")
-    norm = 1000**0.5  # each of 1000 weights by 1
-    weights = np.zeros(1000, dtype=np.float32)
-    strict = make(parse_spec(text.replace("{limit}", str(norm * 0.999))), name="strict")
-    for number in (1, 2):
-        with pytest.raises(TrainingFailed) as failure:
-            strict.train(TrainOrder(number), weights)
-        assert (failure.value.reason.code, failure.value.reason.words) == (Code.UPDATE_TOO_LARGE, {})
-    lax = make(parse_spec(text.replace("{limit}", str(norm * 1.001))), name="lax")
-    assert np.linalg.norm(lax.train(TrainOrder(1), weights).update) == pytest.approx(norm)
-
-
-def test_data_and_options_are_refused_by_name(make: Make, tmp_path: Path, data: Path) -> None:
-    data_without = tmp_path / "other.csv"
-    data_without.write_text(data.read_text().replace("age", "alter", 1))
-    plan = TrainingPlan(spec=tabular("epochs = 1"), silo="a", data=data_without, run_dir=tmp_path / "x")
-    with WorkerGroup(plan, tmp_path / "log", lambda *_: None) as group:
-        with pytest.raises(TrainingFailed) as failure:
-            group.start()
-        assert failure.value.reason.words == {"column": "age"}
-        data_without.write_text(data.read_text())
-        assert group.start().num_train == 292
 
 
 def test_the_parent_side_needs_no_torch() -> None:
